@@ -1,0 +1,1 @@
+"""Penstock: an observability-first LLM gateway."""

@@ -1,0 +1,106 @@
+"""All that is known about one call; whoever learns something writes it here, and telemetry reads it once, at the end.
+
+Times are seconds on the gateway's monotonic clock, except `began`, which is the wall clock at `arrived`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from proxy.core.outcome import CANCELLED, Meaning, Outcome
+from proxy.core.usage import Usage
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one upstream."""
+
+    upstream: str  # configured name
+    model: str  # the model's name as sent to that upstream
+    started: float
+    meaning: Meaning = CANCELLED  # what holds if the block is left by cancellation
+    status: int | None = None  # None: no answer came
+    retry_after: float | None = None  # seconds, as the upstream asked
+    host: str = ""  # server.address and server.port of the span
+    port: int = 0
+    first_byte: float | None = None  # when its headers had arrived
+    ended: float | None = None
+    request_id: str = ""  # the upstream's own id of this answer
+    span_id: int = 0
+
+
+@dataclass(slots=True)
+class Pause:
+    """One stretch of waiting that was not an attempt: for places and rates, or for a backoff to pass."""
+
+    kind: str  # "queue" or "backoff"
+    started: float
+    ended: float
+    gate: str = ""  # the limit that was waited for
+    result: str = ""  # admitted, timeout, cancelled
+    source: str = ""  # of a backoff: retry_after or computed
+    reason: str = ""  # of a backoff: the refused attempt's reason
+
+
+@dataclass(slots=True)
+class Record:
+    """One call, from its first byte to its last."""
+
+    request_id: str
+    operation: str  # chat, completions, embeddings, responses, models
+    method: str
+    route: str  # the path as a constant of the routing table; "other" where none matched
+    arrived: float
+    began: float
+
+    model: str = "other"  # the model as the configuration names it
+    asked_model: str = ""  # as the client wrote it; for spans and logs, never a label
+    caller: str = ""  # alias of the key, "" when anonymous
+    priority: str = "default"
+    stream: bool = False
+    max_tokens: int | None = None
+
+    status: int = 499  # as the client saw it; 499: it left before an answer
+    outcome: Outcome = Outcome.CANCELLED
+    error_type: str = ""  # word of the catalogue; "" when all went well
+    error_source: str = ""  # client, gateway or upstream
+
+    upstream: str = ""  # the one whose answer was passed on, or the last that was tried
+    attempts: list[Attempt] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
+    queue_seconds: float = 0.0
+    backoff_seconds: float = 0.0
+    upstream_seconds: float = 0.0  # waiting for the upstream: to connect, for its headers, for its next bytes
+    client_seconds: float = 0.0  # waiting for a client slow to read
+    admitted: str = ""  # immediate, queued, rejected_full, rejected_timeout, cancelled, shutdown; "": never asked
+    gate: str = ""  # the limit that was waited for, or that refused
+
+    first_byte: float | None = None  # when the first byte of the answer left
+    first_token: float | None = None  # when the first content left, streams only
+    last_byte: float | None = None
+    max_gap_seconds: float = 0.0  # the longest silence between two chunks
+    chunks: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Usage | None = None
+    finish_reason: str = ""
+    response_id: str = ""
+    response_model: str = ""
+    end_reason: str = ""  # of a stream: done, or why it broke
+
+    ended: float = 0.0
+    trace_id: int = 0  # drawn at the start, so that it can be passed on
+    span_id: int = 0
+    parent_span_id: int = 0  # 0: the trace begins here
+    trace_sampled: bool = False  # the asker's trace is sampled: keep ours
+
+    @property
+    def seconds(self) -> float:
+        """Arrival to last byte."""
+        return self.ended - self.arrived
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What the gateway itself spent: the total less the union of all waits. They never overlap within one call."""
+        waited = self.queue_seconds + self.backoff_seconds + self.upstream_seconds + self.client_seconds
+        return max(0.0, self.ended - self.arrived - waited)
