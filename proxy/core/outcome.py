@@ -44,6 +44,38 @@ class Reason(Enum):
     EOF = "eof"  # a stream ended cleanly without its closing mark
     ERROR_EVENT = "error_event"  # an error told in the stream, under status 200
 
+    @property
+    def word(self) -> str:
+        """The `error_type` it is counted under in metrics and logs; "" when all went well."""
+        return _WORDS[self][0]
+
+    @property
+    def source(self) -> str:
+        """Whose budget it comes out of: client, gateway, upstream; "" when all went well."""
+        return _WORDS[self][1]
+
+
+_WORDS = {
+    Reason.NONE: ("", ""),
+    Reason.REQUESTS: ("rate_limited", "upstream"),
+    Reason.TOKENS: ("rate_limited", "upstream"),
+    Reason.UNNAMED: ("rate_limited", "upstream"),
+    Reason.SLOW_DOWN: ("rate_limited", "upstream"),
+    Reason.MONEY: ("rate_limited", "upstream"),
+    Reason.TOO_LARGE: ("rate_limited", "client"),
+    Reason.FULL: ("overloaded", "upstream"),
+    Reason.AUTH: ("auth", "upstream"),
+    Reason.CALLER: ("upstream_4xx", "client"),
+    Reason.SERVER: ("upstream_5xx", "upstream"),
+    Reason.CONNECT: ("connect", "upstream"),
+    Reason.FIRST_BYTE: ("timeout", "upstream"),
+    Reason.IDLE: ("stream_broken", "upstream"),
+    Reason.RESET: ("stream_broken", "upstream"),
+    Reason.GARBAGE: ("upstream_5xx", "upstream"),
+    Reason.EOF: ("stream_broken", "upstream"),
+    Reason.ERROR_EVENT: ("stream_broken", "upstream"),
+}
+
 
 class Retry(Enum):
     NEVER = "never"

@@ -1,0 +1,59 @@
+"""The admin port: health, metrics, reload. On an address of its own, so that no client's path reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from proxy.config import ConfigError
+from proxy.telemetry import Telemetry
+
+
+@dataclass(slots=True, frozen=True)
+class Controls:
+    """What the admin port may ask of the app.
+
+    Attributes:
+        ready: whether new calls are taken.
+        reload: read the configuration anew and take it; raises ConfigError and changes nothing if it is wrong.
+        observe: note the levels of the gates for the scrape that follows; called on the event loop's thread.
+    """
+
+    ready: Callable[[], bool]
+    reload: Callable[[], Awaitable[Sequence[str]]]
+    observe: Callable[[], None]
+
+
+def application(controls: Controls, telemetry: Telemetry) -> web.Application:
+    async def healthz(_: web.Request) -> web.Response:
+        """The process lives."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        """New calls are taken here."""
+        if controls.ready():
+            return web.json_response({"status": "ready"})
+        return web.json_response({"status": "draining"}, status=503)
+
+    async def metrics(request: web.Request) -> web.Response:
+        controls.observe()
+        body, content_type = await asyncio.to_thread(telemetry.exposition, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def reload(_: web.Request) -> web.Response:
+        try:
+            notes = await controls.reload()
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            return web.json_response({"status": "refused", "problems": problems}, status=422)
+        return web.json_response({"status": "reloaded", "notes": list(notes)})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_post("/admin/reload", reload)
+    return app

@@ -1,0 +1,99 @@
+"""The answer to one HTTP request: the relay's sink, and the shape of the gateway's own errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+from aiohttp import web
+
+from proxy.errors import ClientGone, GatewayError, MethodNotAllowed
+from proxy.telemetry import Record, server_timing
+
+SERVER = "penstock"
+
+
+class HttpAnswer:
+    """Writes an answer to the client that asked; see `proxy.relay.Sink`.
+
+    Attributes:
+        response: None until an answer has begun.
+    """
+
+    __slots__ = ("_now", "_record", "_request", "is_stream", "response")
+
+    def __init__(self, request: web.BaseRequest, record: Record, now: Callable[[], float]) -> None:
+        self._request, self._record, self._now = request, record, now
+        self.is_stream = False
+        self.response: web.StreamResponse | None = None
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self.response = web.StreamResponse(status=status, headers=self._all(headers))
+        try:
+            await self.response.prepare(self._request)
+        except ConnectionError as error:
+            raise ClientGone from error
+
+    async def write(self, chunk: bytes) -> None:
+        assert self.response is not None
+        try:
+            await self.response.write(chunk)
+        except ConnectionError as error:
+            raise ClientGone from error
+
+    async def finish(self) -> None:
+        assert self.response is not None
+        try:
+            await self.response.write_eof()
+        except ConnectionError as error:
+            raise ClientGone from error
+
+    async def fail(self, error: GatewayError) -> None:
+        """A stream gets an error event, as the SDKs understand it; any other body ends with its connection, so that it
+        comes up short of its length or its last chunk."""
+        if self.is_stream:
+            await self.write(b"event: error\ndata: " + _encoded(error, type="error") + b"\n\n")
+            await self.finish()
+        elif (transport := self._request.transport) is not None:
+            transport.close()
+
+    async def refuse(self, error: GatewayError) -> None:
+        """Answer with an error of the gateway's own; in band, if an answer has begun."""
+        if self.response is not None:
+            await self.fail(error)
+            return
+        self._record.status = error.status
+        headers = {"content-type": "application/json"}
+        if error.retry_after is not None:
+            headers["retry-after"] = str(max(1, round(error.retry_after)))
+            headers["retry-after-ms"] = str(round(error.retry_after * 1000))
+        if error.should_retry is not None:
+            headers["x-should-retry"] = "true" if error.should_retry else "false"
+        if isinstance(error, MethodNotAllowed):
+            headers["allow"] = error.allowed
+        await self.give(error.status, _encoded(error), headers)
+
+    async def give(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """Answer with a whole body."""
+        self._record.status, self._record.first_byte = status, self._now()
+        self._record.bytes_out = len(body)
+        self.response = web.Response(status=status, body=body, headers=self._all(headers))
+        try:
+            await self.response.prepare(self._request)
+            await self.response.write_eof()
+        except ConnectionError as gone:
+            raise ClientGone from gone
+        self._record.last_byte = self._now()
+
+    def _all(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {
+            **headers,
+            "server": SERVER,
+            "x-request-id": self._record.request_id,
+            "server-timing": server_timing(self._record, self._now()),
+        }
+
+
+def _encoded(error: GatewayError, **more: object) -> bytes:
+    return msgspec.json.encode(more | error.as_dict())

@@ -1,0 +1,275 @@
+"""Where requests come in: routing, the caller, the deadline; and where every error becomes an answer.
+
+One plain function handles a request: no router, no chain of middlewares. Whatever arrives gets a record, an id and an
+answer in the client's dialect; what nobody foresaw is logged once, here, and shown as nothing but its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from proxy.api.answering import HttpAnswer
+from proxy.core.gate import Priority
+from proxy.core.headers import TO_UPSTREAM
+from proxy.core.outcome import Outcome
+from proxy.errors import (
+    BodyTooLarge,
+    ClientGone,
+    Draining,
+    GatewayError,
+    Internal,
+    InvalidRequest,
+    MethodNotAllowed,
+    Unauthorized,
+    UnknownPath,
+    UpstreamError,
+)
+from proxy.plan import Plan
+from proxy.relay import Policy
+from proxy.telemetry import Record, Telemetry
+
+log = logging.getLogger("penstock.edge")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PRIORITIES = {"interactive": Priority.INTERACTIVE, "default": Priority.DEFAULT, "batch": Priority.BATCH}
+READ_MARGIN_SECONDS = 1.0  # an SDK's own read timeout must not come before our answer
+
+
+@dataclass(slots=True)
+class Visit:
+    """One request on its way through the edge: what every endpoint needs to know of it."""
+
+    request: web.BaseRequest
+    plan: Plan
+    record: Record
+    answer: HttpAnswer
+    path: str  # what follows /v1, with its query
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            BodyTooLarge: it is longer than the configuration allows; no more of it was read than that.
+        """
+        limit = self.plan.settings.server.max_body_bytes
+        if (self.request.content_length or 0) > limit:
+            raise self._too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        while part := await self.request.content.readany():
+            size += len(part)
+            if size > limit:
+                raise self._too_large(limit)
+            parts.append(part)
+        self.record.bytes_in = size
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @staticmethod
+    def _too_large(limit: int) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes")
+
+    @property
+    def priority(self) -> Priority:
+        said = self.request.headers.get("x-penstock-priority", "default")
+        priority = _PRIORITIES.get(said.lower())
+        if priority is None:
+            raise InvalidRequest("x-penstock-priority must be interactive, default or batch", param="priority")
+        self.record.priority = priority.name.lower()
+        return priority
+
+    @property
+    def deadline(self) -> float:
+        """The least of what the configuration, the client's header and the SDK's own timeout allow."""
+        headers = self.request.headers
+        seconds = self.plan.settings.gate.max_wait_seconds
+        if (asked := headers.get("x-request-timeout")) is not None:
+            wanted = _seconds(asked)
+            if wanted is None:
+                raise InvalidRequest("x-request-timeout must be a number of seconds above 0", param="timeout")
+            seconds = min(seconds, wanted)
+        if (patience := _seconds(headers.get("x-stainless-read-timeout", ""))) is not None:
+            seconds = min(seconds, max(0.0, patience - READ_MARGIN_SECONDS))
+        return self.record.arrived + seconds
+
+    @property
+    def policy(self) -> Policy:
+        """How often to retry: once at most, where the client itself is at a retry already."""
+        retry = self.plan.settings.retry
+        again = self.request.headers.get("x-stainless-retry-count", "0") != "0"
+        attempts = min(2, retry.attempts) if again else retry.attempts
+        return Policy(attempts, retry.base_seconds, retry.cap_seconds)
+
+    @property
+    def forwarded(self) -> dict[str, str]:
+        """The headers that may go upstream."""
+        headers = self.request.headers
+        return {name: headers[name] for name in TO_UPSTREAM if name in headers}
+
+    @property
+    def credential(self) -> dict[str, str]:
+        """The client's own, for upstreams that pass it through; a caller's key is the gateway's and never leaves it."""
+        if self.plan.needs_key:
+            return {}
+        headers = self.request.headers
+        return {name: headers[name] for name in ("authorization", "x-api-key") if name in headers}
+
+
+Handler = Callable[[Visit], Awaitable[None]]
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoint:
+    """What is done at one path.
+
+    Attributes:
+        operation: its word in metrics.
+        route: the path as a constant, for labels and spans.
+        handlers: by HTTP method.
+    """
+
+    operation: str
+    route: str
+    handlers: Mapping[str, Handler]
+
+
+_NOWHERE = Endpoint("other", "other", {})
+
+
+class Edge:
+    """The handler of aiohttp's server.
+
+    Args:
+        plan: the plan in force when a request arrives; it keeps that one.
+        endpoints: by path; one that ends in `/` stands for all paths below it.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[], Plan],
+        endpoints: Mapping[str, Endpoint],
+        telemetry: Telemetry,
+        now: Callable[[], float],
+        draw_bits: Callable[[int], int] = random.getrandbits,
+    ) -> None:
+        self._plan, self._telemetry, self._now, self._draw_bits = plan, telemetry, now, draw_bits
+        self._exact = {path: endpoint for path, endpoint in endpoints.items() if not path.endswith("/")}
+        self._below = {path: endpoint for path, endpoint in endpoints.items() if path.endswith("/")}
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self.draining = False
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new; return when all in flight have ended, or after `seconds`. Returns whether all ended."""
+        self.draining = True
+        if not self._in_flight:
+            return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        return not self._in_flight
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = request.headers
+        path = request.raw_path.partition("?")[0]
+        endpoint = self._endpoint(path)
+        asked_id = headers.get("x-request-id", "")
+        record = self._telemetry.begin(
+            endpoint.operation,
+            request.method,
+            endpoint.route,
+            request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else f"req_{self._draw_bits(128):032x}",
+            traceparent=headers.get("traceparent"),
+        )
+        self._in_flight += 1
+        with self._telemetry.request(record):
+            answer = HttpAnswer(request, record, self._now)
+            try:
+                await self._serve(request, endpoint, record, answer)
+            except ClientGone:
+                _left(record)
+            except asyncio.CancelledError:
+                _left(record)
+                raise
+            finally:
+                self._in_flight -= 1
+                if self.draining and not self._in_flight:
+                    self._idle.set()
+        return answer.response or web.Response()
+
+    async def _serve(self, request: web.BaseRequest, endpoint: Endpoint, record: Record, answer: HttpAnswer) -> None:
+        try:
+            if self.draining:
+                raise Draining("the gateway is stopping; ask again, another one will answer", retry_after=1.0)
+            plan = self._plan()
+            handler = _handler(endpoint, request.method, request.raw_path)
+            record.caller = _caller(plan, request.headers)
+            await handler(Visit(request, plan, record, answer, request.raw_path.removeprefix("/v1")))
+        except GatewayError as error:
+            if not isinstance(error, UpstreamError):  # the relay has said what became of an attempt
+                record.outcome = Outcome.REJECTED
+                record.error_type, record.error_source = error.word, error.source
+            await answer.refuse(error)
+        except (ClientGone, asyncio.CancelledError):
+            raise
+        except Exception:  # the edge is where the unforeseen is counted and logged, once
+            log.exception("request %s failed", record.request_id)
+            record.outcome = Outcome.FAILED
+            record.error_type, record.error_source = Internal.word, Internal.source
+            await answer.refuse(Internal(f"internal error; it is logged as {record.request_id}"))
+
+    def _endpoint(self, path: str) -> Endpoint:
+        endpoint = self._exact.get(path)
+        if endpoint is None:
+            endpoint = next((below for start, below in self._below.items() if path.startswith(start)), _NOWHERE)
+        return endpoint
+
+
+def _handler(endpoint: Endpoint, method: str, path: str) -> Handler:
+    handler = endpoint.handlers.get(method)
+    if handler is not None:
+        return handler
+    if endpoint.handlers:
+        allowed = ", ".join(endpoint.handlers)
+        raise MethodNotAllowed(f"{method} is not possible here; use {allowed}", allowed=allowed)
+    hint = "" if path.startswith("/v1/") else "; the endpoints begin with /v1, so base_url ends in /v1"
+    raise UnknownPath(f"there is no such endpoint{hint}")
+
+
+def _caller(plan: Plan, headers: Mapping[str, str]) -> str:
+    """The caller's alias; "" where the gateway takes calls from anybody."""
+    if not plan.needs_key:
+        return ""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key:
+        key = headers.get("x-api-key", "")
+    if not key:
+        raise Unauthorized("no key was sent; send yours as `Authorization: Bearer KEY` or as x-api-key")
+    alias = plan.caller(key.strip())
+    if alias is None:
+        raise Unauthorized("the key is not known here; ask whoever runs this gateway for one")
+    return alias
+
+
+def _left(record: Record) -> None:
+    """The client went away. What broke before that keeps its own word."""
+    if record.outcome is Outcome.CANCELLED:
+        record.error_type, record.error_source = "client_disconnect", "client"
+        if record.first_byte is None:
+            record.status = 499
+
+
+def _seconds(text: str) -> float | None:
+    """A finite number above 0, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0.0 < value < 1e9 else None

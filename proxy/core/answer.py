@@ -1,0 +1,97 @@
+"""What the body of an answer that was not streamed tells: read once it has passed, never before it is passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from proxy.core import usage
+from proxy.core.usage import Usage
+
+BODY_LIMIT = 8 << 20  # bytes; a larger answer (thousands of embeddings) is passed on but not read
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Of an answer to chat, completions, embeddings or responses; "" and None where it does not say."""
+
+    id: str = ""
+    model: str = ""
+    finish_reason: str = ""
+    usage: Usage | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: Any = None
+
+
+class _Body(msgspec.Struct):
+    id: Any = None
+    model: Any = None
+    status: Any = None
+    stop_reason: Any = None
+    usage: Any = None
+    choices: list[_Choice] | None = None
+
+
+_READ = msgspec.json.Decoder(_Body)
+_NOTHING = Answer()
+
+
+def read(body: bytes) -> Answer:
+    """Never raises: what is no JSON object tells nothing."""
+    try:
+        said = _READ.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _NOTHING
+    reasons = [choice.finish_reason for choice in said.choices or ()] or [said.stop_reason or said.status]
+    return Answer(
+        id=_text(said.id),
+        model=_text(said.model),
+        finish_reason=_text(reasons[0]),
+        usage=usage.of(said.usage) if isinstance(said.usage, Mapping) else None,
+    )
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+class BodyReader:
+    """Reads an answer that is not a stream of events as it passes; the same shape as `sse.Reader`.
+
+    Attributes:
+        usage, finish_reason, response_id, response_model: as the body told them; known after `close`.
+    """
+
+    __slots__ = ("_chunks", "_size", "finish_reason", "response_id", "response_model", "usage")
+
+    error = ""
+    first_token = False
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self.usage: Usage | None = None
+        self.finish_reason = self.response_id = self.response_model = ""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes; all of them may go on."""
+        self._size += len(chunk)
+        if self._size <= BODY_LIMIT:
+            self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+        return chunk
+
+    def rest(self) -> bytes:
+        return b""
+
+    def close(self) -> bool:
+        """The body has ended; HTTP has seen to it that it is whole."""
+        if self._chunks:
+            said = read(b"".join(self._chunks))
+            self.usage, self.finish_reason = said.usage, said.finish_reason
+            self.response_id, self.response_model = said.id, said.model
+        return True

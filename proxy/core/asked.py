@@ -1,0 +1,115 @@
+"""What a request body asks for: read once, by the few fields that decide; all other bytes stay as they came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+CHARS_PER_TOKEN = 4.0  # OpenAI's rule of thumb for English; the limits learn the true ratio
+_ENCODE = msgspec.json.encode
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TRUE = msgspec.Raw(b"true")
+_WANT_USAGE = b'{"include_usage":true}'
+
+
+class Unreadable(ValueError):
+    """The body is not a request that can be routed. The message says why; `param` names the field."""
+
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class _Asked(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+    stream_options: dict[str, msgspec.Raw] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+
+
+_READ = msgspec.json.Decoder(_Asked)
+
+
+@dataclass(slots=True)
+class Asked:
+    """
+    Attributes:
+        body: the bytes as the client sent them.
+        model: as the client wrote it.
+        stream: whether the answer is to be streamed.
+        max_tokens: the most the answer may have, None where the client set no bound.
+        wants_usage: whether the client itself asked for the usage of a stream.
+    """
+
+    body: bytes
+    model: str
+    stream: bool
+    max_tokens: int | None
+    wants_usage: bool
+    _fields: dict[str, msgspec.Raw] | None = field(default=None, repr=False)
+
+    @property
+    def input_tokens(self) -> float:
+        """An estimate, before anybody has counted."""
+        return len(self.body) / CHARS_PER_TOKEN
+
+    def rewritten(self, model: str, *, ask_usage: bool) -> bytes:
+        """The body for an upstream: the same bytes, or with another model or the wish for usage set in.
+
+        Values that are not changed keep their bytes.
+        """
+        if model == self.model and not ask_usage:
+            return self.body
+        if self._fields is None:
+            self._fields = _FIELDS.decode(self.body)
+        fields = dict(self._fields)
+        if model != self.model:
+            fields["model"] = msgspec.Raw(_ENCODE(model))
+        if ask_usage:
+            options = fields.get("stream_options")
+            if options is None or bytes(options).strip() == b"null":
+                fields["stream_options"] = msgspec.Raw(_WANT_USAGE)
+            else:
+                fields["stream_options"] = msgspec.Raw(_ENCODE(_FIELDS.decode(options) | {"include_usage": _TRUE}))
+        return _ENCODE(fields)
+
+
+def read(body: bytes) -> Asked:
+    """Read a JSON request body.
+
+    Raises:
+        Unreadable: not a JSON object, no `model`, or a field that decides has the wrong type.
+    """
+    try:
+        asked = _READ.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"the body is not JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise Unreadable("the body is nested too deeply", code="invalid_json") from None
+    if not asked.model:
+        raise Unreadable("`model` is empty; name the model to call", code="missing_model", param="model")
+    options = asked.stream_options or {}
+    most = (asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens)
+    return Asked(
+        body=body,
+        model=asked.model,
+        stream=bool(asked.stream),
+        max_tokens=next((value for value in most if value is not None), None),
+        wants_usage=bytes(options.get("include_usage", b"")).strip() == b"true",
+    )
+
+
+def _explained(said: str) -> Unreadable:
+    """msgspec's message in the words of the API: `Expected `str`, got `int` - at `$.model``."""
+    if "missing required field `model`" in said:
+        return Unreadable("the body has no `model`; name the model to call", code="missing_model", param="model")
+    what, _, where = said.partition(" - at `$")
+    param = where.strip("`").lstrip(".") or None
+    if param is None:
+        return Unreadable(f"the body must be a JSON object: {what}", code="invalid_json")
+    return Unreadable(f"`{param}` is of the wrong type: {what}", param=param)

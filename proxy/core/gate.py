@@ -1,0 +1,336 @@
+"""Who may start now, who waits, who is turned away.
+
+A call asks for the process's place and for the pools of one of its targets, all together. While it waits it holds none
+of them. Its targets stand in the order of preference; it starts on the first that has room.
+
+Rules
+-----
+1. A pool never has more calls in flight than its concurrency. Lowering it revokes nothing: those inside finish, and
+   nobody new enters until the count has drained below.
+2. Between lanes (class, caller, targets) the better class goes first; a wait of 30 s is worth one class. Within a class
+   the caller that was served least goes first, then who came first. Within a lane the order of arrival holds.
+3. Nobody waits while a target of theirs has room and no better one is held up by a reservation (rule 6).
+4. Every ticket ends exactly once. Ending it again changes nothing, so callers may end a ticket in `finally` without
+   asking what became of it.
+5. A ticket that pauses (its upstream said no) gives the target's pools back and keeps the process's place; when it asks
+   again it stands at the head of its lane.
+6. A head that fits nowhere because it is large, and has waited 2 s, reserves: nobody of a later turn takes from the
+   pools it waits for, so the small do not starve the large.
+7. A caller that was idle starts at the level of the least served active one: nobody saves up turns.
+
+Rules 1 and 2 began as those of `trio.CapacityLimiter`. Service is counted as in the Virtual Token Counter of Sheng et
+al., "Fairness in Serving Large Language Models", OSDI 2024: input tokens + 2 x output tokens, divided by the weight.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Protocol
+
+from proxy.core.learner import Reservation, Size
+from proxy.core.pool import Pool
+
+AGING_SECONDS = 30.0  # a wait this long is worth one class
+RESERVE_SECONDS = 2.0  # a head that waited this long without fitting holds its pools for itself
+OUTPUT_WEIGHT = 2.0  # an output token costs about twice an input token (Sheng et al., section 3)
+OUTPUT_GUESS = 256.0  # tokens, where the call names no maximum
+PACE_WEIGHT = 0.1  # of the newest interval, in the mean time between two departures from the queue
+
+
+class Priority(IntEnum):
+    INTERACTIVE = 0
+    DEFAULT = 1
+    BATCH = 2
+
+
+class State(Enum):
+    WAITING = "waiting"
+    HELD = "held"  # holds the process's place and its target's pools
+    PAUSED = "paused"  # holds the process's place only
+    REFUSED = "refused"
+    ENDED = "ended"
+
+
+class Target(Protocol):
+    """Something a call may be sent to."""
+
+    @property
+    def pools(self) -> Sequence[Pool]:
+        """All it takes from, besides the process's place."""
+        ...
+
+    @property
+    def account(self) -> Pool | None:
+        """The one of `pools` whose limits are the provider's own: answers and refusals tell about it."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One call at the gate."""
+
+    targets: tuple[Target, ...]
+    size: Size
+    priority: Priority
+    caller: str
+    since: float  # when it first asked, seconds
+    state: State = State.WAITING
+    target: Target | None = None  # where it may go, once HELD
+    reservations: list[tuple[Pool, Reservation]] = field(default_factory=list)
+    waited_for: str = ""  # label of the pool that kept it waiting, or that it was refused by
+    inside: bool = False  # holds the process's place
+    lane: _Lane | None = None  # where it stands while WAITING
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """Those who wait alike. They enter in the order in which they stand."""
+
+    priority: Priority
+    caller: str
+    targets: tuple[Target, ...]
+    tickets: OrderedDict[Ticket, None] = field(default_factory=OrderedDict)
+    blocked_by: str = ""
+
+    @property
+    def head(self) -> Ticket:
+        return next(iter(self.tickets))
+
+
+@dataclass(slots=True)
+class Level:
+    """All pools of one label at one instant, for metrics and `repr`."""
+
+    label: str
+    concurrency: int | None
+    in_use: int
+    waiting: Mapping[Priority, int]
+
+
+class Gate:
+    """Admission to one process and to the pools of its targets.
+
+    Args:
+        process: the pool every call needs; its `concurrency` bounds all.
+        queue_limit: waiters beyond which a newcomer is refused at once, >= 0.
+        weights: of the callers, > 0; 1.0 where a caller is not named.
+
+    Whoever is let in while waiting is put into `woken`, for the owner to wake and to clear. `wake_at` says when to call
+    `advance`, because a rate or a hold will have room then (inf: nobody waits for time to pass).
+    """
+
+    def __init__(self, process: Pool, queue_limit: int, weights: Mapping[str, float] | None = None) -> None:
+        self.process = process
+        self.queue_limit = queue_limit
+        self.weights: Mapping[str, float] = weights or {}
+        self.waiting = 0
+        self.wake_at = math.inf
+        self.woken: list[Ticket] = []
+        self._lanes: dict[tuple[Priority, str, tuple[Target, ...]], _Lane] = {}
+        self._service: dict[str, float] = {}
+        self._busy: dict[str, int] = {}  # tickets not yet ended, by caller
+        self._left_at: float | None = None
+        self._pace: float | None = None  # mean seconds between two departures from the queue
+
+    def ask(
+        self, now: float, targets: tuple[Target, ...], size: Size, *, priority: Priority, caller: str = ""
+    ) -> Ticket:
+        """Return a ticket that is already HELD, WAITING, or REFUSED because the queue is full."""
+        ticket = Ticket(targets, size, priority, caller, since=now)
+        self._arrive(caller)
+        if self.waiting:
+            self._fill(now)  # whoever waits and fits by now goes first
+        if self._may_skip_the_queue(ticket) and self._enter(ticket, now):
+            return ticket
+        if self.waiting >= self.queue_limit:
+            ticket.waited_for, ticket.state = self._blocker(ticket, now)[0], State.REFUSED
+            self._depart(caller)
+            return ticket
+        self._line_up(ticket)
+        self._fill(now)
+        return ticket
+
+    def pause(self, ticket: Ticket, now: float) -> None:
+        """Give the target's pools back and keep the process's place (rule 5)."""
+        assert ticket.state is State.HELD
+        self._leave_target(ticket)
+        ticket.state = State.PAUSED
+        self._fill(now)
+
+    def again(self, ticket: Ticket, targets: tuple[Target, ...], now: float) -> None:
+        """Ask again after a pause, at the head of the lane. Never refused by a full queue: it is inside already."""
+        assert ticket.state is State.PAUSED
+        ticket.targets, ticket.state = targets, State.WAITING
+        self._line_up(ticket, first=True)
+        self._fill(now)
+
+    def end(self, ticket: Ticket, now: float) -> None:
+        """Give everything back, or stop waiting."""
+        if ticket.state in (State.REFUSED, State.ENDED):
+            return
+        if ticket.state is State.HELD:
+            self._leave_target(ticket)
+        elif ticket.state is State.WAITING:
+            self._step_out(ticket)
+        if ticket.inside:
+            ticket.inside = False
+            self.process.leave()
+        ticket.state = State.ENDED
+        self._depart(ticket.caller)
+        self._fill(now)
+
+    def advance(self, now: float) -> None:
+        """Time has passed, or a pool has changed."""
+        self._fill(now)
+
+    def served(self, ticket: Ticket, input_tokens: float, output_tokens: float) -> None:
+        """Correct what `ticket` was counted for at its admission by what it really used."""
+        self._charge(ticket.caller, input_tokens + OUTPUT_WEIGHT * output_tokens - _guess(ticket.size))
+
+    def expected_wait(self) -> float:
+        """Seconds a newcomer of the default class would wait, by the pace of late; 0.0 when nobody waits."""
+        if not self.waiting:
+            return 0.0
+        pace = self._pace if self._pace is not None else 1.0 / self.waiting
+        return (self.waiting + 1) * pace
+
+    def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
+        """The pools as they are now, each label with those who wait for it."""
+        waiting: dict[str, dict[Priority, int]] = {}
+        for lane in self._lanes.values():
+            of_pool = waiting.setdefault(lane.blocked_by, {})
+            of_pool[lane.priority] = of_pool.get(lane.priority, 0) + len(lane.tickets)
+        levels: dict[str, Level] = {}
+        for pool in pools:
+            level = levels.setdefault(pool.label, Level(pool.label, pool.concurrency, 0, waiting.get(pool.label, {})))
+            level.in_use += pool.in_use
+        return levels.values()
+
+    def __repr__(self) -> str:
+        return f"<Gate {self.process.in_use}/{self.process.concurrency} in flight, {self.waiting} waiting>"
+
+    def _fill(self, now: float) -> None:
+        """Let in whoever may enter, best lane first. O(lanes log lanes), and O(log lanes) for each that enters."""
+        self.wake_at = math.inf
+        if not self.waiting:
+            return
+        turns = [(self._turn(lane, now), id(lane), lane) for lane in self._lanes.values()]
+        heapq.heapify(turns)
+        reserved: set[Pool] = set()
+        while turns:
+            _, _, lane = heapq.heappop(turns)
+            ticket = lane.head
+            if self._enter(ticket, now, reserved):
+                self._step_out(ticket)
+                self._note_departure(now)
+                self.woken.append(ticket)
+                if lane.tickets:
+                    heapq.heappush(turns, (self._turn(lane, now), id(lane), lane))
+                continue
+            lane.blocked_by, wait = self._blocker(ticket, now, reserved)
+            ticket.waited_for = ticket.waited_for or lane.blocked_by
+            self.wake_at = min(self.wake_at, now + wait)
+        if not self.waiting:
+            self._left_at = None
+
+    def _turn(self, lane: _Lane, now: float) -> tuple[int, float, float]:
+        since = lane.head.since
+        aged = max(0, lane.priority - int((now - since) / AGING_SECONDS))
+        return aged, self._service.get(lane.caller, 0.0), since
+
+    def _enter(self, ticket: Ticket, now: float, reserved: set[Pool] | None = None) -> bool:
+        if not ticket.inside and self.process.wait(ticket.size, now):
+            return False
+        for target in ticket.targets:
+            if any(pool.wait(ticket.size, now) or (reserved and pool in reserved) for pool in target.pools):
+                continue
+            if not ticket.inside:
+                self.process.enter(ticket.size, now)
+                ticket.inside = True
+            for pool in target.pools:
+                if (reservation := pool.enter(ticket.size, now)) is not None:
+                    ticket.reservations.append((pool, reservation))
+            ticket.target, ticket.state = target, State.HELD
+            self._charge(ticket.caller, _guess(ticket.size))
+            return True
+        return False
+
+    def _blocker(self, ticket: Ticket, now: float, reserved: set[Pool] | None = None) -> tuple[str, float]:
+        """Which pool keeps this head out, and for how many seconds at least; reserves for it by rule 6."""
+        if not ticket.inside and (wait := self.process.wait(ticket.size, now)):
+            return self.process.label, wait
+        name, soonest = "", math.inf
+        patient = reserved is not None and now - ticket.since >= RESERVE_SECONDS
+        for target in ticket.targets:
+            waits = [(pool.wait(ticket.size, now), pool) for pool in target.pools]
+            longest, blocker = max(waits, key=lambda pair: pair[0])
+            if patient and reserved is not None:
+                reserved.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
+            if longest < soonest or not name:
+                name, soonest = blocker.label, longest
+        if soonest < math.inf and reserved is not None and not patient:
+            soonest = min(soonest, ticket.since + RESERVE_SECONDS - now)  # look again when it may reserve
+        return name, soonest
+
+    def _leave_target(self, ticket: Ticket) -> None:
+        assert ticket.target is not None
+        for pool in ticket.target.pools:
+            pool.leave()
+        ticket.target = None
+
+    def _line_up(self, ticket: Ticket, *, first: bool = False) -> None:
+        key = (ticket.priority, ticket.caller, ticket.targets)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane(*key)
+        lane.tickets[ticket] = None
+        if first:
+            lane.tickets.move_to_end(ticket, last=False)
+        ticket.lane = lane
+        self.waiting += 1
+
+    def _step_out(self, ticket: Ticket) -> None:
+        lane, ticket.lane = ticket.lane, None
+        assert lane is not None
+        del lane.tickets[ticket]
+        self.waiting -= 1
+        if not lane.tickets:
+            del self._lanes[(lane.priority, lane.caller, lane.targets)]
+
+    def _may_skip_the_queue(self, ticket: Ticket) -> bool:
+        """Nobody waits at all, or nobody can wait more; else it lines up and takes its turn."""
+        return not self.waiting or self.waiting >= self.queue_limit
+
+    def _note_departure(self, now: float) -> None:
+        if self._left_at is not None:
+            gap = now - self._left_at
+            self._pace = gap if self._pace is None else self._pace + PACE_WEIGHT * (gap - self._pace)
+        self._left_at = now
+
+    def _arrive(self, caller: str) -> None:
+        active = self._busy.get(caller, 0)
+        if not active:  # rule 7
+            least = min((self._service.get(other, 0.0) for other in self._busy), default=None)
+            if least is not None:
+                self._service[caller] = max(self._service.get(caller, 0.0), least)
+        self._busy[caller] = active + 1
+
+    def _depart(self, caller: str) -> None:
+        self._busy[caller] -= 1
+        if not self._busy[caller]:
+            del self._busy[caller]
+            if not self._busy:
+                self._service.clear()
+
+    def _charge(self, caller: str, tokens: float) -> None:
+        self._service[caller] = max(0.0, self._service.get(caller, 0.0) + tokens / self.weights.get(caller, 1.0))
+
+
+def _guess(size: Size) -> float:
+    output = OUTPUT_GUESS if size.max_tokens is None else min(OUTPUT_GUESS, size.max_tokens)
+    return size.input_tokens + OUTPUT_WEIGHT * output

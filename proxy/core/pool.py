@@ -1,0 +1,46 @@
+"""Limits shared by all that name them: places to be in flight, and rates.
+
+A pool may stand for the process, an upstream, a model, one account or one GPU. A call asks for all its pools together
+(`core.gate`), so it never holds one while it waits for another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from proxy.core.learner import Learner, Reservation, Size
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """
+    Args:
+        name: tells it from all others.
+        label: what it is called in metrics; from the configuration. Several pools may share one: those of the models
+            behind a wildcard do.
+        concurrency: places, >= 0; None: no bound.
+        rates: requests and tokens over time, and holds; None: no bound.
+    """
+
+    name: str
+    label: str
+    concurrency: int | None = None
+    rates: Learner | None = None
+    in_use: int = 0
+
+    def wait(self, size: Size, now: float) -> float:
+        """0.0: there is room for `size` now. Else seconds until asking again is worth it; inf: until a place is left."""
+        if self.concurrency is not None and self.in_use >= self.concurrency:
+            return math.inf
+        return self.rates.wait(size, now) if self.rates is not None else 0.0
+
+    def enter(self, size: Size, now: float) -> Reservation | None:
+        """Take a place and reserve `size`; only after `wait` said 0.0."""
+        self.in_use += 1
+        return self.rates.take(size, now) if self.rates is not None else None
+
+    def leave(self) -> None:
+        """Give the place back. What was reserved is settled apart, when the use is known."""
+        assert self.in_use > 0
+        self.in_use -= 1

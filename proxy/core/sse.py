@@ -1,0 +1,253 @@
+"""Reads what passes by in a stream of server-sent events, and lets whole events pass.
+
+The gateway forwards the upstream's bytes untouched. Every chunk goes through `Reader.feed`, which gives back the bytes
+that may go on: all up to the end of the last whole event. So whatever happens next (a broken upstream, an error to be
+told, a comment to be put in) happens between events, and what a client has seen so far is always whole. Networks and
+servers cut streams at the ends of events, so in practice the bytes that go in come out at once, the same object.
+
+Rules
+-----
+1. The bytes given back, and `rest()` at the end, are the bytes fed, in order; less the usage event, where the gateway
+   asked for it and the client had not (`hide_usage`).
+2. Only CR, LF and CRLF end a line. `str.splitlines` also cuts at U+2028, which is legal inside JSON.
+3. Nothing is parsed that cannot matter: events up to the first token, events that carry an error, the last few.
+4. An event longer than EVENT_LIMIT is no longer looked at or held back: forwarding never stops.
+
+Source: the HTML standard, section "Server-sent events", "Parsing an event stream".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from proxy.core import usage
+from proxy.core.usage import Usage
+
+EVENT_LIMIT = 1 << 20  # bytes; the longest real event seen was 64 KiB
+LOOK_BACK = 6  # blocks; usage, finish reason and end mark stand in the last three of every dialect
+_DECODE = msgspec.json.Decoder()
+_ENDS = ("message_stop", "response.completed", "response.failed", "response.incomplete")
+
+
+class Reader:
+    """The state of one stream, as far as its bytes have been fed.
+
+    Args:
+        hide_usage: take the event that holds nothing but usage out of the stream.
+
+    Attributes:
+        first_token: whether content has passed: text, reasoning, a refusal or the arguments of a tool.
+        done: whether the dialect's end mark has passed.
+        error: the message of an error event, "" if none has passed.
+        usage, finish_reason, response_id, response_model: as the stream told them; complete after `close`.
+    """
+
+    __slots__ = (
+        "_blind",
+        "_held",
+        "_hide_usage",
+        "_last",
+        "done",
+        "error",
+        "finish_reason",
+        "first_token",
+        "response_id",
+        "response_model",
+        "usage",
+    )
+
+    def __init__(self, *, hide_usage: bool = False) -> None:
+        self._hide_usage = hide_usage
+        self._held = b""
+        self._blind = False
+        self._last: deque[bytes] = deque(maxlen=LOOK_BACK)
+        self.first_token = False
+        self.done = False
+        self.error = ""
+        self.usage: Usage | None = None
+        self.finish_reason = ""
+        self.response_id = ""
+        self.response_model = ""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes, cut anywhere; return those that may go on now. Never raises."""
+        if not self._held and chunk.endswith(b"\n\n"):
+            return self._passed(chunk)
+        if self._blind:
+            self._last.append(chunk)
+            return chunk
+        data = self._held + chunk
+        end = _end_of_events(data)
+        self._held = data[end:]
+        if len(self._held) > EVENT_LIMIT:
+            self._blind, self._held = True, b""
+            self._last.append(data[-EVENT_LIMIT:])
+            return data
+        return self._passed(data[:end]) if end else b""
+
+    def rest(self) -> bytes:
+        """What is still held back: an event that was never finished."""
+        held, self._held = self._held, b""
+        return held
+
+    def close(self) -> bool:
+        """The upstream ended the stream. Returns whether it was whole: an end mark or a finish reason has passed.
+
+        Some servers (transformers') send no end mark, only a finish reason; some leave out the blank line after the
+        last event.
+        """
+        if self._held:
+            self._last.append(self._held)
+        for block in self._last:
+            for event in _events(block):
+                self._note_end(event)
+        return self.done or bool(self.finish_reason)
+
+    def _passed(self, block: bytes) -> bytes:
+        if not self.first_token:
+            self._look_for_token(block)
+        if b'"error"' in block:
+            self._look_for_error(block)
+        if self._hide_usage and b'"usage"' in block and (b'"choices":[]' in block or b'"choices": []' in block):
+            self._last.append(block)
+            return b"".join(event for event in _split(block) if not _only_usage(event))
+        self._last.append(block)
+        return block
+
+    def _look_for_token(self, block: bytes) -> None:
+        for event in _events(block):
+            self._note_start(event)
+            if _has_content(event):
+                self.first_token = True
+                return
+
+    def _look_for_error(self, block: bytes) -> None:
+        for event in _events(block):
+            said = event.get("error")
+            if event.get("type") == "error" and not isinstance(said, Mapping):
+                said = event
+            if isinstance(said, Mapping):
+                self.error = str(said.get("message") or "error")[:200]
+            elif said:
+                self.error = str(said)[:200]
+
+    def _note_start(self, event: Mapping[str, object]) -> None:
+        """Ids, and Anthropic's count of the input, which comes first."""
+        body = _inner(event)
+        self.response_id = self.response_id or _text(body.get("id"))
+        self.response_model = self.response_model or _text(body.get("model"))
+        self._note_usage(body)
+
+    def _note_end(self, event: Mapping[str, object]) -> None:
+        if event is _DONE:
+            self.done = True
+            return
+        kind = event.get("type")
+        if kind in _ENDS:
+            self.done = True
+        body = _inner(event)
+        self._note_usage(event)
+        self._note_usage(body)
+        for choice in _list(event.get("choices")):
+            self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
+        delta = event.get("delta")
+        if kind == "message_delta" and isinstance(delta, Mapping):
+            self.finish_reason = _text(delta.get("stop_reason")) or self.finish_reason
+        if kind in ("response.completed", "response.incomplete", "response.failed"):
+            self.finish_reason = _text(body.get("status")) or self.finish_reason
+
+    def _note_usage(self, body: Mapping[str, object]) -> None:
+        told = usage.of(body.get("usage"))
+        if told is None:
+            return
+        before = self.usage
+        if before is None:
+            self.usage = told
+            return
+        # Anthropic tells the input at the start and the output at the end, as totals; the later figure holds.
+        self.usage = Usage(
+            told.input or before.input,
+            told.output or before.output,
+            told.cached or before.cached,
+            told.cache_write or before.cache_write,
+            told.reasoning or before.reasoning,
+        )
+
+
+_DONE: Mapping[str, object] = {}
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last whole event ends: behind the last blank line, 0 if there is none."""
+    ends = (data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3, data.rfind(b"\r\r") + 2)
+    lengths = (2, 3, 2)
+    return max((end for end, length in zip(ends, lengths, strict=True) if end >= length), default=0)
+
+
+def _split(block: bytes) -> Iterator[bytes]:
+    """The events of a block, each with its blank line."""
+    event = bytearray()
+    for line in block.splitlines(keepends=True):
+        event += line
+        if not line.strip(b"\r\n"):
+            yield bytes(event)
+            event.clear()
+    if event:
+        yield bytes(event)
+
+
+def _events(block: bytes) -> Iterator[Mapping[str, object]]:
+    """The JSON objects of a block's data lines, and `_DONE` for the end mark. Skips what is not JSON."""
+    for line in block.splitlines():  # bytes.splitlines cuts at CR, LF and CRLF only
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            yield _DONE
+            continue
+        try:
+            event = _DECODE.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        if isinstance(event, dict):
+            yield event
+
+
+def _only_usage(event: bytes) -> bool:
+    return any(said.get("choices") == [] and isinstance(said.get("usage"), Mapping) for said in _events(event))
+
+
+def _has_content(event: Mapping[str, object]) -> bool:
+    kind = _text(event.get("type"))
+    if kind:  # responses and Anthropic's messages say by type what they carry
+        return kind.endswith(".delta") or kind == "content_block_delta"
+    for choice in _list(event.get("choices")):
+        if choice.get("text"):
+            return True
+        delta = choice.get("delta")
+        if isinstance(delta, Mapping) and any(delta.get(name) for name in _CONTENT):
+            return True
+    return False
+
+
+_CONTENT = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
+
+
+def _inner(event: Mapping[str, object]) -> Mapping[str, object]:
+    """The object an event tells about: chat chunks are it, other dialects wrap it."""
+    for name in ("response", "message"):
+        inner = event.get(name)
+        if isinstance(inner, Mapping):
+            return inner
+    return event
+
+
+def _list(value: object) -> list[Mapping[str, object]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

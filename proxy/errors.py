@@ -1,0 +1,140 @@
+"""What the gateway itself may answer. Each error knows its status, its code and the word it is counted under.
+
+GatewayError
+├── InvalidRequest        400  the request cannot be understood; says what would be right
+├── Unauthorized          401  no key, or an unknown one
+├── UnknownPath           404  no such endpoint
+├── ModelNotFound         404  no route for this model; names the nearest
+├── MethodNotAllowed      405
+├── BodyTooLarge          413
+├── QueueFull             429  too many wait already; come back after `retry_after`
+├── QueueTimeout          503  no place before the deadline
+├── Draining              503  this process is stopping; another one will answer
+├── UpstreamUnreachable   502  no connection to the upstream
+├── UpstreamBroke         502  the upstream closed or reset the connection before its answer
+├── UpstreamGarbage       502  the upstream's answer was not HTTP
+├── UpstreamTimeout       504  the upstream was late with its first byte
+├── StreamTruncated       502  the answer broke off after it had begun; told in band
+└── Internal              500  a mistake of ours; logged with its traceback, never shown
+
+ClientGone is not an answer: it says that there is nobody left to answer.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ClientGone(Exception):
+    """The client can no longer be written to. Never the upstream's fault."""
+
+
+class GatewayError(Exception):
+    """An answer of the gateway's own.
+
+    Args:
+        message: what is wrong, then what to do; shown to the client, so it holds no secret.
+        code: a narrower code than the class's own.
+        param: the field of the request that is wrong.
+        retry_after: seconds after which the client may come back; None when coming back does not help.
+    """
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"  # `error.type` in OpenAI's shape
+    word: ClassVar[str] = "internal"  # `error_type` of metrics and logs
+    source: ClassVar[str] = "gateway"  # whose budget it comes out of: client, gateway or upstream
+    should_retry: ClassVar[bool | None] = None  # x-should-retry; None: left to the client
+
+    def __init__(
+        self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.param = param
+        self.retry_after = retry_after
+
+    def as_dict(self) -> dict[str, object]:
+        """The body in OpenAI's shape."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(GatewayError):
+    status, default_code, kind = 400, "invalid_request", "invalid_request_error"
+    word, source = "invalid_request", "client"
+
+
+class Unauthorized(GatewayError):
+    status, default_code, kind = 401, "invalid_api_key", "invalid_request_error"
+    word, source = "auth", "client"
+
+
+class UnknownPath(GatewayError):
+    status, default_code, kind = 404, "unknown_path", "invalid_request_error"
+    word, source = "not_found", "client"
+
+
+class ModelNotFound(GatewayError):
+    status, default_code, kind = 404, "model_not_found", "invalid_request_error"
+    word, source = "not_found", "client"
+
+
+class MethodNotAllowed(GatewayError):
+    status, default_code, kind = 405, "method_not_allowed", "invalid_request_error"
+    word, source = "invalid_request", "client"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class BodyTooLarge(GatewayError):
+    status, default_code, kind = 413, "request_too_large", "invalid_request_error"
+    word, source = "invalid_request", "client"
+
+
+class QueueFull(GatewayError):
+    status, default_code, kind, word = 429, "queue_full", "requests", "queue_full"
+    should_retry = True
+
+
+class QueueTimeout(GatewayError):
+    status, default_code, word = 503, "queue_timeout", "queue_timeout"
+    should_retry = True
+
+
+class Draining(GatewayError):
+    status, default_code, word = 503, "draining", "overloaded"
+    should_retry = True
+
+
+class UpstreamError(GatewayError):
+    """The upstream gave no answer that could be passed on. It was retried here, so the client need not."""
+
+    status, default_code, kind = 502, "upstream_error", "upstream_error"
+    word, source = "upstream_5xx", "upstream"
+    should_retry = False
+
+
+class UpstreamUnreachable(UpstreamError):
+    default_code, word = "upstream_unreachable", "connect"
+
+
+class UpstreamBroke(UpstreamError):
+    default_code, word = "upstream_broke", "connect"
+
+
+class UpstreamGarbage(UpstreamError):
+    default_code, word = "upstream_garbage", "upstream_5xx"
+
+
+class UpstreamTimeout(UpstreamError):
+    status, default_code, word = 504, "upstream_timeout", "timeout"
+
+
+class StreamTruncated(UpstreamError):
+    default_code, word = "stream_truncated", "stream_broken"
+
+
+class Internal(GatewayError):
+    pass

@@ -1,0 +1,216 @@
+"""The running form of one configuration: who may call, and where a model's calls go.
+
+A plan does not change, but for its pools, which are running state and outlive it: a new plan takes over the pools of
+the old one by name, so a reload forgets neither who is in flight nor what was learned. A call keeps the plan it came
+with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from urllib.parse import urlsplit
+
+from proxy import config
+from proxy.config import PASSTHROUGH, Secret, Settings
+from proxy.core.learner import Learner
+from proxy.core.pool import Pool
+from proxy.upstreams import Upstream
+
+OPEN_ROUTES = 200  # models served by a wildcard that are remembered, each with what was learned of its limits
+USER_AGENT = "penstock"
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Target:
+    """One upstream as a route uses it.
+
+    Attributes:
+        model: the model's name there; None: as the client wrote it.
+        pools: all limits that a call to it takes from, besides the process's.
+        account: the one of them in which the provider's own limits are kept.
+    """
+
+    upstream: Upstream
+    model: str | None
+    pools: tuple[Pool, ...]
+    account: Pool
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Route:
+    """A model and where its calls go, best first."""
+
+    name: str  # as the configuration has it, so it may be a label
+    dialect: str
+    targets: tuple[Target, ...]
+
+
+class Pools:
+    """All pools of the process but its own, by name."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, Pool] = {}
+        self._accounts: OrderedDict[str, Pool] = OrderedDict()
+
+    def named(self, name: str, limits: config.Limits) -> Pool:
+        """The pool of that name, made or brought to these ceilings."""
+        pool = self._named.setdefault(name, Pool(name, name))
+        pool.concurrency = limits.concurrency
+        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
+        if pool.rates is not None:
+            pool.rates.configure(requests_per_minute=requests, tokens_per_minute=tokens, learn=False)
+        elif requests is not None or tokens is not None:
+            pool.rates = Learner(requests_per_minute=requests, tokens_per_minute=tokens, learn=False)
+        return pool
+
+    def account(self, name: str, label: str, *, learn: bool) -> Pool:
+        """The pool in which one provider's limits for one model are kept; its holds are kept even if nothing is to be
+        learned."""
+        pool = self._accounts.get(name)
+        if pool is None:
+            pool = self._accounts[name] = Pool(name, label, rates=Learner(learn=learn))
+            self._forget_idle()
+        elif pool.rates is not None:
+            pool.rates.configure(requests_per_minute=None, tokens_per_minute=None, learn=learn)
+        self._accounts.move_to_end(name)
+        return pool
+
+    def keep(self, names: set[str], upstreams: set[str]) -> None:
+        """Forget the pools that no longer stand in the configuration. Calls in flight keep theirs until they end."""
+        self._named = {name: pool for name, pool in self._named.items() if name in names}
+        for name in [name for name in self._accounts if name.split("/", 1)[0] not in upstreams]:
+            del self._accounts[name]
+
+    def _forget_idle(self) -> None:
+        """Beyond a bound forget the account that was not asked for longest, of those nobody is in."""
+        if len(self._accounts) > 5 * OPEN_ROUTES:
+            idle = next((name for name, pool in self._accounts.items() if not pool.in_use), None)
+            if idle is not None:
+                del self._accounts[idle]
+
+    def __iter__(self) -> Iterator[Pool]:
+        yield from self._named.values()
+        yield from self._accounts.values()
+
+
+class Plan:
+    """
+    Args:
+        settings: checked by `proxy.config`, so every name in it stands for something.
+        pools: running state; brought to the ceilings of `settings`.
+
+    Attributes:
+        upstreams: by name.
+        gates: labels of all pools; they stand in the configuration.
+    """
+
+    def __init__(self, settings: Settings, pools: Pools) -> None:
+        self.settings = settings
+        self.upstreams = {name: _upstream(name, said) for name, said in settings.upstreams.items()}
+        self._pools = pools
+        self._callers = {_digest(key.reveal()): alias for alias, key in settings.callers.items()}
+        self._shared = _shared(settings, pools)
+        self._exact = {name: self._route(name, None) for name in settings.models if not name.endswith("*")}
+        self._open: OrderedDict[str, Route] = OrderedDict()
+        accounts = (
+            f"{upstream}/{said.upstream_model or name}"
+            for name, said in settings.models.items()
+            for upstream in said.upstreams
+        )
+        self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts)))
+        pools.keep(set(self._shared), set(self.upstreams))
+
+    @property
+    def needs_key(self) -> bool:
+        return bool(self._callers)
+
+    def caller(self, key: str) -> str | None:
+        """The alias of a caller's key, None for an unknown one. How long it takes tells nothing about any key."""
+        digest = _digest(key)
+        found = None
+        for known, alias in self._callers.items():
+            if hmac.compare_digest(known, digest):
+                found = alias
+        return found
+
+    def route(self, model: str) -> Route | None:
+        """Where calls for `model` go; None if it stands for nothing here."""
+        route = self._exact.get(model) or self._open.get(model)
+        if route is not None:
+            return route
+        name = self.settings.match(model)
+        if name is None:
+            return None
+        route = self._open[model] = self._route(name, model)
+        if len(self._open) > OPEN_ROUTES:
+            self._open.popitem(last=False)
+        return route
+
+    def nearest(self, model: str) -> str | None:
+        """The configured model that `model` may be a slip of."""
+        return next(iter(get_close_matches(model, self._exact, n=1)), None)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names that can be listed: wildcards are not among them."""
+        return tuple(self._exact)
+
+    def _route(self, name: str, asked: str | None) -> Route:
+        said = self.settings.models[name]
+        targets = tuple(self._target(upstream, name, said, asked) for upstream in said.upstreams)
+        return Route(name, targets[0].upstream.dialect, targets)
+
+    def _target(self, upstream: str, name: str, said: config.Model, asked: str | None) -> Target:
+        there = self.settings.upstreams[upstream]
+        account = self._pools.account(
+            f"{upstream}/{said.upstream_model or asked or name}",
+            f"{upstream}/{said.upstream_model or name}",
+            learn=there.limits.learn and said.limits.learn,
+        )
+        wanted = (f"pool/{said.pool}", f"pool/{there.pool}", f"upstream/{upstream}", f"model/{name}")
+        shared = [self._shared[key] for key in dict.fromkeys(wanted) if key in self._shared]
+        return Target(self.upstreams[upstream], said.upstream_model, (*shared, account), account)
+
+
+def _shared(settings: Settings, pools: Pools) -> dict[str, Pool]:
+    """The pools with ceilings of their own; what has none needs no pool."""
+    wanted = {f"pool/{name}": limits for name, limits in settings.pools.items()}
+    wanted |= {f"upstream/{name}": said.limits for name, said in settings.upstreams.items()}
+    wanted |= {f"model/{name}": said.limits for name, said in settings.models.items()}
+    return {name: pools.named(name, limits) for name, limits in wanted.items() if _bounds(limits)}
+
+
+def _bounds(limits: config.Limits) -> bool:
+    ceilings = (limits.concurrency, limits.requests_per_minute, limits.tokens_per_minute)
+    return any(ceiling is not None for ceiling in ceilings)
+
+
+def _upstream(name: str, said: config.Upstream) -> Upstream:
+    parts = urlsplit(said.base_url)
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+    if isinstance(said.api_key, Secret):
+        key = said.api_key.reveal()
+        headers |= {"x-api-key": key} if said.dialect == "anthropic" else {"Authorization": f"Bearer {key}"}
+    return Upstream(
+        name=name,
+        base_url=said.base_url,
+        host=parts.hostname or "",
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        headers=headers,
+        passthrough=said.api_key == PASSTHROUGH,
+        dialect=said.dialect,
+        connect_seconds=said.connect_seconds,
+        first_byte_seconds=said.first_byte_seconds,
+        idle_seconds=said.idle_seconds,
+        connections=said.connections,
+        propagate_trace=said.propagate_trace,
+    )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

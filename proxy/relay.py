@@ -1,0 +1,349 @@
+"""The life of one request. Read this file first.
+
+    admitted -> attempt -> (refused or failed -> pause -> attempt) -> passed on -> settled
+
+The order of the `with` blocks is the order of the guarantees. The record is opened by whoever took the call in and
+outlives everything; the place in the process outlives the attempts; an attempt outlives its last byte, and with it its
+share of the target's limits. Whoever wants an answer, be it an HTTP client, a batch or a pipeline step, calls
+`Relay.run` with a sink of its own.
+
+1. A place ends with the last byte, not with the headers.
+2. Headers leave with the first byte. Before it a failure may be retried; after it never: it is told in band.
+3. Between two attempts nothing of a target is held; the place in the process is.
+4. What the client gets at last is what the upstream sent, or an error of ours that says why there is nothing to send.
+5. The outcome is written after the last byte; until then it is `cancelled`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.core import backoff, headers, outcome
+from proxy.core.answer import BodyReader
+from proxy.core.asked import Asked
+from proxy.core.gate import Priority
+from proxy.core.headers import TO_CLIENT
+from proxy.core.learner import Size
+from proxy.core.outcome import Meaning, Outcome, Reason, Retry
+from proxy.core.retry_budget import RetryBudget
+from proxy.core.route import Tries
+from proxy.core.sse import Reader
+from proxy.errors import (
+    GatewayError,
+    StreamTruncated,
+    UpstreamBroke,
+    UpstreamError,
+    UpstreamGarbage,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from proxy.limits import Admission, Limits
+from proxy.plan import Route, Target
+from proxy.telemetry import Attempt, Record, Telemetry
+from proxy.upstreams import AttemptFailed, Reply, Transport
+
+ERROR_BODY_LIMIT = 1 << 20  # bytes of a refusal that are read and passed on
+BLOCKED_SECONDS = 0.001  # a write that took longer was waiting for the client; a shorter one is our own work
+
+
+class Sink(Protocol):
+    """Where an answer goes. `start` is called at most once, before any `write`; then `finish`, or `fail`."""
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Raises `ClientGone`, as all of these do, when nobody reads any more."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Returns when there is room for more: a slow reader stops the reading of the upstream."""
+
+    async def finish(self) -> None:
+        """The answer is whole."""
+
+    async def fail(self, error: GatewayError) -> None:
+        """The answer that was started broke off; its reader must not take it for whole."""
+
+
+@dataclass(slots=True, frozen=True)
+class Policy:
+    """How failures are tried again; the words of the configuration's `retry`."""
+
+    attempts: int = 3
+    base_seconds: float = 0.5
+    cap_seconds: float = 20.0
+
+
+@dataclass(slots=True)
+class Call:
+    """What was asked for.
+
+    Attributes:
+        path: what followed `/v1`, beginning with a slash, with its query.
+        headers: those that may go upstream.
+        credential: the client's own, for an upstream that passes it through.
+        deadline: on the monotonic clock; admitted, or tried once more, only before it.
+        reports_usage: whether the endpoint knows `stream_options.include_usage`.
+    """
+
+    method: str
+    path: str
+    route: Route
+    asked: Asked
+    headers: Mapping[str, str]
+    credential: Mapping[str, str]
+    priority: Priority
+    caller: str
+    deadline: float
+    policy: Policy
+    reports_usage: bool
+
+    @property
+    def size(self) -> Size:
+        return Size(input_tokens=self.asked.input_tokens, max_tokens=self.asked.max_tokens, model=self.asked.model)
+
+    @property
+    def hides_usage(self) -> bool:
+        """The gateway asks for the usage of a stream whose client did not, and takes it out of the answer."""
+        return self.reports_usage and self.asked.stream and not self.asked.wants_usage
+
+
+@dataclass(slots=True)
+class Setback:
+    """An attempt after which nothing has left for the client: it may be tried again, or be the last word."""
+
+    meaning: Meaning
+    status: int = 0  # 0: there is no answer to pass on, only `error`
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    retry_after: float | None = None
+    error: AttemptFailed | None = None
+
+
+class Relay:
+    """
+    Args:
+        now: the monotonic clock, in seconds.
+        wall: the wall clock, for dates in headers.
+        draw: random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        transport: Transport,
+        telemetry: Telemetry,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._limits, self._transport, self._telemetry = limits, transport, telemetry
+        self._now, self._wall, self._draw = now, wall, draw
+        self._budgets: dict[str, RetryBudget] = {}
+
+    async def run(self, call: Call, sink: Sink, record: Record) -> None:
+        """Answer `call` from the first of its targets that can, into `sink`.
+
+        Raises:
+            QueueFull, QueueTimeout, Draining: nothing was written.
+            UpstreamError: no attempt brought an answer that could be passed on; nothing was written.
+            ClientGone: the client cannot be written to.
+        """
+        async with self._limits.admit(
+            call.route.targets,
+            call.size,
+            priority=call.priority,
+            caller=call.caller,
+            deadline=call.deadline,
+            notes=record,
+        ) as admission:
+            tries = Tries(call.route.targets, call.policy.attempts)
+            while (setback := await self._attempt(call, admission, sink, record)) is not None:
+                pause = self._pause(tries, setback, call, admission.target)
+                if pause is None or self._now() + pause >= call.deadline:
+                    await self._give_up(setback, sink, record)
+                    return
+                await admission.again(
+                    tries.targets,
+                    after=pause,
+                    reason=setback.meaning.reason.value,
+                    source="computed" if setback.retry_after is None else "retry_after",
+                )
+
+    async def _attempt(self, call: Call, admission: Admission[Target], sink: Sink, record: Record) -> Setback | None:
+        """Try the admission's target once. None: its answer has been passed on, whole or broken."""
+        target = admission.target
+        upstream = target.upstream
+        model = target.model or call.asked.model
+        record.upstream = upstream.name
+        with self._telemetry.attempt(record, upstream.name, model, upstream.host, upstream.port) as attempt:
+            sent = self._now()
+            try:
+                body = call.asked.rewritten(model, ask_usage=call.hides_usage)
+                async with self._transport.send(
+                    upstream, call.method, call.path, self._headers(call, target, record, attempt), body
+                ) as reply:
+                    attempt.status, attempt.first_byte = reply.status, self._now()
+                    attempt.request_id = reply.headers.get("x-request-id", reply.headers.get("request-id", ""))
+                    record.upstream_seconds += attempt.first_byte - sent
+                    if reply.status >= 400:
+                        return await self._refusal(reply, admission, attempt)
+                    admission.answered(reply.headers)
+                    attempt.meaning = await self._pass_on(call, reply, sink, record)
+                    self._budget(upstream.name).succeeded(self._now())
+                    return None
+            except AttemptFailed as error:
+                begun = record.first_byte is not None
+                attempt.meaning = outcome.of_failure(error.reason, begun=begun)
+                if attempt.first_byte is None:
+                    record.upstream_seconds += self._now() - sent
+                    admission.failed()
+                if not begun:
+                    return Setback(attempt.meaning, error=error)
+                await self._break_off(attempt.meaning, sink, record)
+                return None
+            finally:
+                admission.settle(record.usage)
+
+    def _headers(self, call: Call, target: Target, record: Record, attempt: Attempt) -> Mapping[str, str]:
+        upstream = target.upstream
+        if not upstream.passthrough and not upstream.propagate_trace:
+            return call.headers
+        extra = dict(call.headers)
+        if upstream.passthrough:
+            extra.update(call.credential)
+        if upstream.propagate_trace:
+            extra["traceparent"] = self._telemetry.traceparent(record, attempt)
+        return extra
+
+    async def _refusal(self, reply: Reply, admission: Admission[Target], attempt: Attempt) -> Setback:
+        """Read an error answer and tell the limits what it means."""
+        body = await reply.body(ERROR_BODY_LIMIT)
+        code, kind, message = headers.error_of_body(body)
+        meaning = outcome.of_answer(reply.status, code=code, kind=kind, message=message)
+        retry_after = headers.retry_after(reply.headers, self._wall())
+        if retry_after is None and meaning.retry is Retry.PACED:
+            retry_after = headers.retry_after_of_body(body)
+        attempt.meaning, attempt.retry_after = meaning, retry_after
+        if meaning.outcome is Outcome.THROTTLED:
+            admission.refused(meaning, reply.headers, retry_after)
+        elif meaning.outcome is Outcome.REJECTED:
+            admission.answered(reply.headers)
+        else:
+            admission.failed()
+        return Setback(meaning, reply.status, reply.headers, body, retry_after)
+
+    def _pause(self, tries: Tries[Target], setback: Setback, call: Call, target: Target) -> float | None:
+        """Seconds until the next attempt; None: that was the last. How long a limit holds is the gate's to know."""
+        retry = setback.meaning.retry
+        if retry is Retry.NEVER:
+            return None
+        if retry is Retry.PACED:
+            return 0.0 if tries.refused() else None
+        if not tries.failed(target) or not self._budget(target.upstream.name).spend(self._now()):
+            return None
+        if tries.is_fresh:
+            return 0.0
+        policy = call.policy
+        return backoff.delay(
+            tries.failures - 1,
+            self._draw(),
+            base=policy.base_seconds,
+            cap=policy.cap_seconds,
+            retry_after=setback.retry_after,
+        )
+
+    def _budget(self, upstream: str) -> RetryBudget:
+        return self._budgets.setdefault(upstream, RetryBudget())
+
+    async def _pass_on(self, call: Call, reply: Reply, sink: Sink, record: Record) -> Meaning:
+        """Pass the answer on, and read on the side what it tells.
+
+        Raises:
+            AttemptFailed: it broke off; `record.first_byte` says whether anything had left.
+        """
+        is_stream = reply.headers.get("content-type", "").startswith("text/event-stream")
+        reader = Reader(hide_usage=call.hides_usage) if is_stream else BodyReader()
+        try:
+            while chunk := await self._read(reply, record):
+                if whole := reader.feed(chunk):
+                    await self._write(reply, whole, sink, record)
+                if record.first_token is None and reader.first_token:
+                    record.first_token = self._now()
+            if not reader.close():
+                raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
+        finally:
+            record.usage, record.finish_reason = reader.usage, reader.finish_reason
+            record.response_id, record.response_model = reader.response_id, reader.response_model
+        await self._write(reply, reader.rest(), sink, record)
+        await sink.finish()
+        record.last_byte = self._now()
+        meaning = outcome.of_failure(Reason.ERROR_EVENT, begun=True) if reader.error else outcome.OK
+        self._close(record, meaning, end_reason="error_event" if reader.error else "done")
+        return meaning
+
+    async def _read(self, reply: Reply, record: Record) -> bytes:
+        began = self._now()
+        chunk = await reply.read()
+        silent = self._now() - began
+        record.upstream_seconds += silent
+        if record.chunks and silent > record.max_gap_seconds:
+            record.max_gap_seconds = silent
+        return chunk
+
+    async def _write(self, reply: Reply, data: bytes, sink: Sink, record: Record) -> None:
+        began = self._now()
+        if record.first_byte is None:
+            record.first_byte, record.status = began, reply.status
+            await sink.start(reply.status, _for_client(reply.headers))
+        if data:
+            await sink.write(data)
+            record.chunks += 1
+            record.bytes_out += len(data)
+        blocked = self._now() - began
+        if blocked > BLOCKED_SECONDS:
+            record.client_seconds += blocked
+
+    async def _break_off(self, meaning: Meaning, sink: Sink, record: Record) -> None:
+        """An answer that had begun will not end: say so where the client reads."""
+        self._close(record, meaning, end_reason=meaning.reason.value)
+        await sink.fail(
+            StreamTruncated(f"{record.upstream} broke off its answer ({meaning.reason.value}); it is not whole")
+        )
+        record.last_byte = self._now()
+
+    async def _give_up(self, setback: Setback, sink: Sink, record: Record) -> None:
+        """The last word: the upstream's own answer, or an error of ours where it gave none."""
+        self._close(record, setback.meaning)
+        if setback.error is not None:
+            raise _as_error(setback.error.reason, record.upstream) from setback.error
+        record.status, record.first_byte = setback.status, self._now()
+        told = _for_client(setback.headers)
+        if setback.status == 429 or setback.status >= 500:
+            told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
+        await sink.start(setback.status, told)
+        await sink.write(setback.body)
+        await sink.finish()
+        record.last_byte, record.bytes_out = self._now(), len(setback.body)
+
+    @staticmethod
+    def _close(record: Record, meaning: Meaning, *, end_reason: str = "") -> None:
+        record.outcome, record.end_reason = meaning.outcome, end_reason
+        record.error_type, record.error_source = meaning.reason.word, meaning.reason.source
+
+
+def _for_client(said: Mapping[str, str]) -> dict[str, str]:
+    told = {name: value for name, value in said.items() if name in TO_CLIENT}
+    if "content-length" in said and not said.get("content-type", "").startswith("text/event-stream"):
+        told["content-length"] = said["content-length"]
+    return told
+
+
+def _as_error(reason: Reason, upstream: str) -> UpstreamError:
+    if reason is Reason.CONNECT:
+        return UpstreamUnreachable(f"no connection to upstream {upstream}; is it up, and its base_url right?")
+    if reason in (Reason.FIRST_BYTE, Reason.IDLE):
+        return UpstreamTimeout(f"upstream {upstream} did not answer in time")
+    if reason is Reason.GARBAGE:
+        return UpstreamGarbage(f"upstream {upstream} answered with something that is not HTTP")
+    return UpstreamBroke(f"upstream {upstream} closed the connection before its answer")

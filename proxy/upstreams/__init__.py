@@ -1,0 +1,94 @@
+"""HTTP out: the only package that opens connections to providers.
+
+`Transport` is all the relay knows of it; `http` carries it out with aiohttp's client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.core.outcome import Reason
+
+
+@dataclass(slots=True, frozen=True)
+class Upstream:
+    """A provider's endpoint with one credential.
+
+    Attributes:
+        base_url: stands for the client's `/v1`; has no slash at its end.
+        headers: what every request to it carries, its credential among them; hidden from `repr`.
+        passthrough: the client's own credential is sent along instead.
+        connect_seconds, first_byte_seconds, idle_seconds: the three ways to be late.
+        connections: most sockets at once, 0 for no bound.
+    """
+
+    name: str
+    base_url: str
+    host: str
+    port: int
+    headers: Mapping[str, str] = field(repr=False, default_factory=dict)
+    passthrough: bool = False
+    dialect: str = "openai"
+    connect_seconds: float = 5.0
+    first_byte_seconds: float = 600.0
+    idle_seconds: float = 120.0
+    connections: int = 0
+    propagate_trace: bool = False
+
+
+class AttemptFailed(Exception):
+    """An attempt broke instead of ending.
+
+    Attributes:
+        reason: CONNECT, FIRST_BYTE, IDLE, RESET, GARBAGE or EOF.
+    """
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+
+
+class Reply(Protocol):
+    """An upstream's answer whose headers have come."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case; of a name that came twice, the last."""
+        ...
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, cut where the network cut them; b"" at its end.
+
+        Raises:
+            AttemptFailed: RESET, the body broke off; GARBAGE, it was malformed. Silence longer than `idle_seconds` ends
+                the whole block with IDLE.
+        """
+        ...
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body, or its first `limit` bytes. Raises as `read` does."""
+        ...
+
+
+class Transport(Protocol):
+    def send(
+        self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Send one request; the block lasts as long as its answer is read.
+
+        Leaving the block gives the connection back if the answer was read to its end, and closes it otherwise.
+
+        Args:
+            path: what followed `/v1`, beginning with a slash, with its query.
+            headers: besides the upstream's own.
+
+        Raises:
+            AttemptFailed: CONNECT, FIRST_BYTE, RESET or GARBAGE on entering; IDLE from within.
+        """
+        ...
