@@ -1,0 +1,33 @@
+"""A provider with real limits, for the demo, the tests and the benchmarks.
+
+    profile.py   what it is like: limits, pace, troubles          profiles.py  ready ones
+    meter.py     how it keeps count: buckets and windows          wording.py   what it writes of them
+    provider.py  what it decides, as a pure machine in any time   <- read this first
+    asks.py      what is asked over HTTP                          answers.py   what is answered
+    server.py    the endpoints, in real time
+
+One profile, one seed and the same arrivals always make the same run.
+"""
+
+from proxy.simulator import profiles
+from proxy.simulator.profile import ALWAYS, Change, Period, Profile, Style
+from proxy.simulator.provider import Admitted, Fault, Provider, Refused, Size, Stats
+from proxy.simulator.server import Seen, Simulator, serving
+
+__all__ = [
+    "ALWAYS",
+    "Admitted",
+    "Change",
+    "Fault",
+    "Period",
+    "Profile",
+    "Provider",
+    "Refused",
+    "Seen",
+    "Simulator",
+    "Size",
+    "Stats",
+    "Style",
+    "profiles",
+    "serving",
+]
