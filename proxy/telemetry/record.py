@@ -40,6 +40,9 @@ class Pause:
     result: str = ""  # admitted, timeout, cancelled
     source: str = ""  # of a backoff: retry_after or computed
     reason: str = ""  # of a backoff: the refused attempt's reason
+    limit: float | None = None  # of a queue: the gate as it stood when the wait began
+    in_use: int | None = None
+    queue_depth: int | None = None
 
 
 @dataclass(slots=True)
@@ -93,6 +96,28 @@ class Record:
     span_id: int = 0
     parent_span_id: int = 0  # 0: the trace begins here
     trace_sampled: bool = False  # the asker's trace is sampled: keep ours
+
+    def waited(
+        self,
+        kind: str,
+        started: float,
+        ended: float,
+        *,
+        gate: str = "",
+        result: str = "",
+        source: str = "",
+        reason: str = "",
+    ) -> None:
+        """A stretch of waiting is over."""
+        self.pauses.append(Pause(kind, started, ended, gate, result, source, reason))
+        if kind == "backoff":
+            self.backoff_seconds += ended - started
+        else:
+            self.queue_seconds += ended - started
+
+    def admission(self, result: str, gate: str) -> None:
+        """The door decided."""
+        self.admitted, self.gate = result, gate
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,311 @@
+"""Every metric family there is: its name, type, labels, buckets and meaning. The one source of all of them.
+
+The exposition, the recorder's bounds and the documentation are made from this table.
+
+1. A label's value comes from a constant enumeration here, or from the configuration (`Configured`); never from a
+   request. What is in neither becomes `other`, and `label_overflow` counts it.
+2. A configured label holds at most `cap` values; those beyond become `other`.
+3. A family has at most two configured labels, and a histogram at most one enumeration beside them. The wait at the
+   gates has two, because one without its result and its class says nothing.
+4. A bound that an objective may name is a bucket's bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from proxy.core.outcome import Outcome, Reason
+
+PREFIX = "penstock_"
+OTHER = "other"  # a value outside the label's bounds
+NONE = "none"  # there is no such thing: a call refused before any upstream was chosen
+
+
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """The label's values are names in the configuration."""
+
+    field: str  # of `Labels`
+    cap: int  # most values; a series costs memory here and at whoever scrapes
+
+
+Values = tuple[str, ...] | Configured
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of the catalogue."""
+
+    name: str  # without the prefix, and without the `_total` of a counter
+    kind: Kind
+    help: str
+    labels: Mapping[str, Values] = field(default_factory=dict)  # (): what the process says of itself
+    buckets: tuple[float, ...] = ()  # upper bounds, rising, without infinity; of histograms only
+    zeroed: bool = False  # every child exists from the start, so that the first increment is seen by `rate`
+
+    @property
+    def full_name(self) -> str:
+        return PREFIX + self.name
+
+
+MODELS = Configured("models", cap=200)
+UPSTREAMS = Configured("upstreams", cap=50)
+GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
+
+OPERATIONS = ("chat", "completions", "embeddings", "responses", "models", OTHER)
+TOKENLESS = frozenset({"models", OTHER})  # operations whose answers count no tokens
+PRIORITIES = ("interactive", "default", "batch")
+STREAM = ("false", "true")
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
+_STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 502, 503, 504, 529)
+CODES = (*map(str, _STATUSES), "2xx_other", "3xx_other", "4xx_other", "5xx_other")
+ERROR_SOURCES = ("client", "gateway", "upstream")
+ERROR_TYPES = (
+    "invalid_request",
+    "auth",
+    "not_found",
+    "rate_limited",
+    "queue_full",
+    "queue_timeout",
+    "overloaded",
+    "timeout",
+    "connect",
+    "upstream_4xx",
+    "upstream_5xx",
+    "stream_broken",
+    "internal",
+)
+ABORTS = (
+    "upstream_eof",
+    "upstream_reset",
+    "idle_timeout",
+    "total_timeout",
+    "client_disconnect",
+    "malformed_sse",
+    "error_event",
+    "shutdown",
+)
+PHASES = ("queued", "waiting", "streaming")
+ADMISSIONS = ("immediate", "queued", "rejected_full", "rejected_timeout", "cancelled", "shutdown")
+ATTEMPT_RESULTS = ("ok", "timeout", "connect", "reset", "eof", "garbage", "error_event", "cancelled", *CODES)
+REASONS = tuple(reason.value for reason in Reason)
+SCOPES = ("requests", "tokens", "concurrency", "quota", "budget", "unknown")
+DROPS = ("queue_full", "export_failed", "write_failed", "shutdown")
+
+LATENCY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900)
+FIRST_TOKEN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
+TOKEN_PACE = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+GAP = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60)
+WAIT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+BACKOFF = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
+ATTEMPTS = (1, 2, 3, 4, 5, 8)
+
+_PAIR: Mapping[str, Values] = {"provider": UPSTREAMS, "model": MODELS}
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+FAMILIES: tuple[Family, ...] = (
+    # Inbound
+    Family(
+        "requests",
+        _C,
+        "Client requests, each counted once, after its last byte; code as the client saw it (499: it left).",
+        {"operation": OPERATIONS, "model": MODELS, "stream": STREAM, "code": CODES, "outcome": OUTCOMES},
+    ),
+    Family(
+        "request_errors",
+        _C,
+        "Client requests that ended in an error, by whose budget it counts against.",
+        {"operation": OPERATIONS, "model": MODELS, "source": ERROR_SOURCES, "error_type": ERROR_TYPES},
+    ),
+    Family(
+        "request_duration_seconds",
+        _H,
+        "From a request's arrival to the last byte of its answer.",
+        {"model": MODELS, "stream": STREAM, "outcome": OUTCOMES},
+        LATENCY,
+    ),
+    Family("requests_in_flight", _G, "Requests that have arrived and not ended.", {"operation": OPERATIONS}),
+    Family("streams_in_flight", _G, "Streamed answers that have begun and not ended."),
+    Family(
+        "client_disconnects",
+        _C,
+        "Clients that left before their answer was whole, by what the call was doing.",
+        {"operation": OPERATIONS, "phase": PHASES},
+        zeroed=True,
+    ),
+    Family(
+        "stream_aborts",
+        _C,
+        "Streamed answers that began and did not end well: a status of 200 can still fail.",
+        {**_PAIR, "reason": ABORTS},
+    ),
+    Family(
+        "request_bytes",
+        _C,
+        "Bytes of request bodies (in) and of answers (out).",
+        {"operation": OPERATIONS, "direction": ("in", "out")},
+        zeroed=True,
+    ),
+    # Gate
+    Family("gate_limit", _G, "Places there are: the limit in force.", {"gate": GATES}),
+    Family("gate_in_use", _G, "Places taken.", {"gate": GATES}),
+    Family("gate_queue_depth", _G, "Calls that wait for a place.", {"gate": GATES, "priority": PRIORITIES}),
+    Family("gate_queue_limit", _G, "Calls that may wait for a place.", {"gate": GATES}),
+    Family(
+        "gate_queue_wait_seconds",
+        _H,
+        "How long a call waited for its places; one admitted at once counts as 0, at the process's gate.",
+        {"gate": GATES, "priority": PRIORITIES, "result": ("admitted", "timeout", "cancelled")},
+        WAIT,
+    ),
+    Family(
+        "gate_admissions",
+        _C,
+        "What became of each call that asked for its places, by the gate it waited for or was refused by.",
+        {"gate": GATES, "priority": PRIORITIES, "result": ADMISSIONS},
+        zeroed=True,
+    ),
+    # Attempts, refusals, backoff
+    Family(
+        "upstream_attempts",
+        _C,
+        "Attempts at an upstream, of which a request may need several; a status, or how it broke.",
+        {**_PAIR, "result": ATTEMPT_RESULTS},
+    ),
+    Family(
+        "upstream_attempt_duration_seconds",
+        _H,
+        "From the start of an attempt to its last byte or its failure.",
+        {**_PAIR, "outcome": OUTCOMES},
+        LATENCY,
+    ),
+    Family(
+        "upstream_retries",
+        _C,
+        "Attempts that were followed by another one, by the provider that failed and why.",
+        {**_PAIR, "reason": REASONS},
+    ),
+    Family("request_attempts", _H, "Attempts a request needed, where it got to any.", {"model": MODELS}, ATTEMPTS),
+    Family(
+        "rate_limited",
+        _C,
+        "Refusals for a limit: an upstream's of an attempt, or the gateway's own of a request (provider none).",
+        {"source": ("upstream", "gateway"), **_PAIR, "scope": SCOPES},
+    ),
+    Family(
+        "backoff_seconds",
+        _H,
+        "How long a call paused before another attempt, and what set the pause: limit is the pool's hold.",
+        {"provider": UPSTREAMS, "source": ("retry_after", "reset_header", "computed", "limit")},
+        BACKOFF,
+    ),
+    # Tokens and speed
+    Family(
+        "time_to_first_token_seconds",
+        _H,
+        "Streams: from the request's arrival to the first content written to the client.",
+        _PAIR,
+        FIRST_TOKEN,
+    ),
+    Family(
+        "upstream_time_to_first_token_seconds",
+        _H,
+        "Streams: from the start of the attempt that answered to the first content.",
+        _PAIR,
+        FIRST_TOKEN,
+    ),
+    Family(
+        "time_per_output_token_seconds",
+        _H,
+        "Streams: (last byte - first token) / (output tokens - 1), once per request.",
+        _PAIR,
+        TOKEN_PACE,
+    ),
+    Family("stream_max_gap_seconds", _H, "The longest silence between two chunks of a stream.", _PAIR, GAP),
+    Family(
+        "tokens",
+        _C,
+        "Tokens as the upstream counted them; input and output together are all of them.",
+        {**_PAIR, "type": ("input", "output")},
+    ),
+    Family("input_tokens_cached", _C, "Input tokens read from the provider's cache; part of tokens.", _PAIR),
+    Family("input_tokens_cache_write", _C, "Input tokens written to the provider's cache; part of tokens.", _PAIR),
+    Family("output_tokens_reasoning", _C, "Output tokens spent on reasoning; part of tokens.", _PAIR),
+    Family(
+        "usage_missing",
+        _C,
+        "Answers whose tokens are not known: how blind the token figures are.",
+        {**_PAIR, "reason": ("no_usage", "aborted", "parse_error")},
+    ),
+    # Process
+    Family(
+        "overhead_seconds",
+        _H,
+        "What the gateway itself spent on a request: all of it less the waits for places, backoff, upstream, client.",
+        {"stream": STREAM},
+        OVERHEAD,
+        zeroed=True,
+    ),
+    Family(
+        "build_info",
+        _G,
+        "1, labelled with what is running.",
+        {"version": (), "revision": (), "python": ()},
+    ),
+    Family("config_reloads", _C, "Reloads of the configuration.", {"result": ("success", "failure")}, zeroed=True),
+    Family("config_last_reload_successful", _G, "1 if the configuration on file is the one in force."),
+    Family("config_last_reload_success_timestamp_seconds", _G, "When the configuration in force was loaded."),
+    Family(
+        "telemetry_dropped",
+        _C,
+        "Spans and log lines that were not written.",
+        {"signal": ("span", "log"), "reason": DROPS},
+        zeroed=True,
+    ),
+    Family(
+        "label_overflow",
+        _C,
+        "Label values that were replaced by other: not in the configuration, or beyond the label's cap.",
+        {
+            "label": (
+                "operation",
+                "model",
+                "stream",
+                "code",
+                "outcome",
+                "source",
+                "error_type",
+                "phase",
+                "provider",
+                "reason",
+                "direction",
+                "gate",
+                "priority",
+                "result",
+                "scope",
+                "type",
+                "signal",
+            )
+        },
+        zeroed=True,
+    ),
+    Family("draining", _G, "1 while the gateway finishes its calls and takes no new ones."),
+)
+
+BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}
+
+
+def _code_of(status: int) -> str:
+    return str(status) if status in _STATUSES else f"{status // 100}xx_other"
+
+
+CODE_OF: Mapping[int, str] = {status: _code_of(status) for status in range(200, 600)}
