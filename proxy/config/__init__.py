@@ -1,0 +1,38 @@
+"""YAML and environment -> frozen settings, or every mistake with its file, line and key.
+
+`load` reads, `Settings` is what the rest of the gateway sees, `ConfigError` tells what is wrong.
+"""
+
+from proxy.config.loading import load
+from proxy.config.problems import ConfigError, Problem
+from proxy.config.secret import PASSTHROUGH, Secret
+from proxy.config.settings import (
+    Gate,
+    Limits,
+    Model,
+    Retry,
+    Server,
+    Settings,
+    Telemetry,
+    Upstream,
+    describe,
+    json_schema,
+)
+
+__all__ = [
+    "PASSTHROUGH",
+    "ConfigError",
+    "Gate",
+    "Limits",
+    "Model",
+    "Problem",
+    "Retry",
+    "Secret",
+    "Server",
+    "Settings",
+    "Telemetry",
+    "Upstream",
+    "describe",
+    "json_schema",
+    "load",
+]

@@ -1,0 +1,335 @@
+"""What can be configured: one frozen model per section. The text under a field is its documentation and its description
+in the JSON Schema.
+
+Made in code (`Settings(upstreams=..., models=...)`) the models read neither file nor environment; `load` does.
+Types are strict: `"8080"` is not a port and `true` is not a limit of 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from proxy.config import secret
+from proxy.config.consistency import contradictions
+from proxy.config.secret import PASSTHROUGH, Secret
+
+COUNT_MAX = 10**12  # more than any limit sold; small enough that a float holds it exactly
+SECONDS_MAX = 86_400.0  # a day; whoever writes more means milliseconds
+CALLER_KEY_MIN = 16  # characters; a shorter key can be guessed
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+_MODEL_NAME = r"^[^\s*]{0,200}\*?$"
+_HOST_NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*)(\.[A-Za-z0-9_-]+)*\.?$")
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", message)
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise _wrong("a name is 1 to 64 letters, digits, `_`, `.` or `-`; rename it")
+    return name
+
+
+def _model_name(name: str) -> str:
+    if not name or not re.fullmatch(_MODEL_NAME, name):
+        raise _wrong("a model is an exact name, a beginning that ends in `*`, or `*` alone, without spaces; rename it")
+    return name
+
+
+def _host(host: str) -> str:
+    try:
+        ip_address(host)
+    except ValueError:
+        if not _HOST_NAME.fullmatch(host):
+            raise _wrong("must be an address or a host name, without scheme, port or brackets") from None
+    return host
+
+
+def _base_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _wrong("is not a URL; write it like https://api.openai.com/v1") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise _wrong("must be an http or https URL with a host; write it like https://api.openai.com/v1")
+    if "@" in parts.netloc:
+        raise _wrong("must hold no user and no password; give the key as api_key")
+    if "?" in url or "#" in url:
+        raise _wrong("must end with its path; take the `?` or `#` and what follows out")
+    if not all("!" <= character <= "~" for character in url) or "\\" in url:
+        raise _wrong("holds a character that no URL may hold; percent-encode it")
+    return url.rstrip("/")
+
+
+def _api_key(value: object) -> Secret | Literal["passthrough"] | None:
+    if value is None or value == PASSTHROUGH:
+        return value  # type: ignore[return-value]  # comparison with a constant does not narrow
+    return secret.validate(value)
+
+
+def _caller_key(key: Secret) -> Secret:
+    if len(key.reveal()) < CALLER_KEY_MIN:
+        raise _wrong(f"must be at least {CALLER_KEY_MIN} characters; a shorter key can be guessed")
+    return key
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise _wrong("names an upstream twice; name each once, in the order they are to be tried")
+    return names
+
+
+Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
+CountOrZero = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Host = Annotated[str, AfterValidator(_host)]
+Name = Annotated[str, AfterValidator(_name)]
+ModelName = Annotated[str, AfterValidator(_model_name)]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+CallerKey = Annotated[Secret, AfterValidator(_caller_key)]
+ApiKey = Annotated[Secret | Literal["passthrough"] | None, PlainValidator(_api_key, json_schema_input_type=str | None)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class Server(_Part):
+    """Where the gateway listens, and how it takes and ends connections."""
+
+    host: Host = "127.0.0.1"
+    """Address the endpoints for clients listen on; anything but loopback needs callers, or allow_anonymous."""
+    port: Port = 8080
+    """Port of the endpoints for clients; 0 takes any free one."""
+    admin_host: Host = "127.0.0.1"
+    """Address that health, metrics and administration listen on."""
+    admin_port: Port = 8081
+    """Port of health, metrics and administration; 0 takes any free one."""
+    admin_key: CallerKey | None = None
+    """Key that metrics and administration ask for, as a bearer token; health answers without it."""
+    allow_anonymous: bool = False
+    """Whether a gateway without callers, or its admin port without a key, may listen beyond loopback, where whoever
+    reaches it can use it."""
+    max_body_bytes: Count = 64 * 1024 * 1024
+    """Largest body of a request, in bytes; a larger one is refused with 413."""
+    drain_seconds: SecondsOrZero = 120.0
+    """How long calls in flight may go on after SIGTERM before they are cut off."""
+
+
+class Limits(_Part):
+    """What may be in flight and how fast: the word `auto`, or a mapping of ceilings.
+
+    `auto` sets no ceiling: what the upstream allows is learned.
+    """
+
+    concurrency: Count | None = None
+    """Most calls in flight at once."""
+    requests_per_minute: Count | None = None
+    """Most requests a minute."""
+    tokens_per_minute: Count | None = None
+    """Most tokens a minute, those read and those written together."""
+    learn: bool = True
+    """Whether the upstream's real limits are learned below these ceilings; false takes the ceilings as they are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return {} if value == "auto" else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        ceilings = handler.resolve_ref_schema(handler(schema))
+        told = ceilings.pop("description")
+        return {"description": told, "anyOf": [{"const": "auto"}, ceilings]}
+
+
+_AUTO: Any = Field(default_factory=Limits, json_schema_extra={"default": "auto"})
+
+
+class Upstream(_Part):
+    """A provider's endpoint with one credential."""
+
+    base_url: Annotated[str, AfterValidator(_base_url), Field(examples=["https://api.openai.com/v1"])]
+    """Address of the provider; what follows /v1 in a request's path follows it."""
+    api_key: Annotated[ApiKey, Field(examples=["${OPENAI_API_KEY}", "file:/run/secrets/openai", PASSTHROUGH])] = None
+    """The credential, as ${NAME} from the environment or file:PATH; `passthrough` sends the client's own; none at all
+    for a local server."""
+    dialect: Literal["openai", "anthropic"] = "openai"
+    """The API it speaks."""
+    limits: Limits = _AUTO
+    """Limits of this upstream, over all its models."""
+    pool: str | None = None
+    """Name of a pool whose limits its calls share."""
+    connect_seconds: Seconds = 5.0
+    """How long a connection may take to stand."""
+    first_byte_seconds: Seconds = 600.0
+    """How long the answer may take to begin, once connected."""
+    idle_seconds: Seconds = 120.0
+    """How long an answer that has begun may be silent."""
+    connections: CountOrZero = 0
+    """Most connections held to it; 0 sets no bound beside the limits."""
+    self_hosted: bool = False
+    """Whether it is a server of your own, whose concurrency is found by its speed rather than by its refusals."""
+    propagate_trace: bool = False
+    """Whether the trace's id is sent along (W3C traceparent)."""
+
+
+class Model(_Part):
+    """A route: where calls for one model name go."""
+
+    upstreams: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+    """Names of the upstreams, in the order they are tried; all of one dialect."""
+    upstream_model: Text | None = None
+    """The model's name as the upstreams know it, where it differs."""
+    limits: Limits = _AUTO
+    """Limits of this model, over all its upstreams."""
+    pool: str | None = None
+    """Name of a pool whose limits its calls share."""
+
+
+class Gate(_Part):
+    """How many calls this process lets through, and how many may wait."""
+
+    concurrency: Count = 1000
+    """Most calls in flight at once, over all upstreams."""
+    queue_limit: CountOrZero = 10_000
+    """Most calls that wait for a place; one more is refused with 429. 0 lets none wait."""
+    max_wait_seconds: SecondsOrZero = 600.0
+    """How long a call may wait for its place, unless its client asks for less."""
+
+
+class Retry(_Part):
+    """How a failed attempt is tried again, before the first byte of an answer has left."""
+
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Most attempts at one call, the first among them; 1 never tries again."""
+    base_seconds: Seconds = 0.5
+    """The first pause is drawn from 0 to this; each further one from twice as long a stretch."""
+    cap_seconds: Seconds = 20.0
+    """The longest stretch a pause is drawn from; at least base_seconds."""
+
+
+class Telemetry(_Part):
+    """What is kept of the calls."""
+
+    trace_ratio: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.01
+    """Share of ordinary calls whose trace is kept, 0 to 1; failed, retried and slow ones always are."""
+    trace_slow_seconds: SecondsOrZero = 30.0
+    """A call that took longer counts as slow."""
+    log: bool = True
+    """Whether the access log is written, one line for each call."""
+    service_name: Text = "penstock"
+    """Name of this service in traces."""
+
+
+class Settings(BaseSettings):
+    """Configuration of Penstock, the gateway for LLM calls.
+
+    Any text may hold ${NAME}, the environment variable of that name ($${ stands for itself). An API key may be
+    file:PATH, relative to this file. Every value can be overridden, as in PENSTOCK_SERVER__PORT=9000.
+    """
+
+    model_config = SettingsConfigDict(
+        title="Penstock",
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    server: Server = Server()
+    """Where the gateway listens."""
+    upstreams: Annotated[Mapping[Name, Upstream], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
+    """The providers, by names of your own."""
+    pools: Annotated[Mapping[Name, Limits], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
+    """Limits shared by several upstreams or models (one account, one GPU), by names of your own."""
+    models: Annotated[
+        Mapping[ModelName, Model],
+        Field(json_schema_extra={"propertyNames": {"pattern": _MODEL_NAME, "minLength": 1}}),
+    ] = {}
+    """The models, as clients name them: exact, a beginning such as `claude-*`, or `*` for any other. The longest match
+    wins."""
+    gate: Gate = Gate()
+    """How many calls this process lets through, and how many may wait."""
+    callers: Annotated[Mapping[Name, CallerKey], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
+    """Who may call: a key for each alias. With any, every call needs one; aliases appear in metrics, keys nowhere."""
+    retry: Retry = Retry()
+    """How a failed attempt is tried again."""
+    telemetry: Telemetry = Telemetry()
+    """What is kept of the calls."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Made in code, settings are what the code says; `load` brings its own sources."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        found = [
+            InitErrorDetails(type=_wrong(message), loc=path, input=None)
+            for path, message in contradictions(self.model_dump())
+        ]
+        if found:
+            raise ValidationError.from_exception_data("Settings", found, hide_input=True)
+        return self
+
+    def match(self, model: str) -> str | None:
+        """The name in `models` that stands for this model: itself, else the longest beginning that fits, else None."""
+        if model in self.models:
+            return model
+        fits = [name for name in self.models if name.endswith("*") and model.startswith(name[:-1])]
+        return max(fits, key=len, default=None)
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The settings in force as JSON values, defaults filled in and every secret masked."""
+    return settings.model_dump(mode="json")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors: every key with its description, default and bounds."""
+    schema = Settings.model_json_schema()
+    return {
+        "$schema": SCHEMA_DIALECT,
+        **schema,
+        "examples": [
+            {
+                "upstreams": {"openai": {"base_url": "https://api.openai.com/v1", "api_key": "${OPENAI_API_KEY}"}},
+                "models": {"*": {"upstreams": ["openai"]}},
+            }
+        ],
+    }
