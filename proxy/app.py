@@ -65,7 +65,11 @@ class Gateway:
             now=now,
             wall=wall,
             draw_bits=random.getrandbits,
-            tracing=Tracing(ratio=settings.telemetry.trace_ratio, slow_seconds=settings.telemetry.trace_slow_seconds),
+            tracing=Tracing(
+                ratio=settings.telemetry.trace_ratio,
+                slow_seconds=settings.telemetry.trace_slow_seconds,
+                service_name=settings.telemetry.service_name,
+            ),
             log_fd=log_fd if settings.telemetry.log else None,
         )
         self.telemetry.levels(lambda: self._levels)
@@ -85,7 +89,7 @@ class Gateway:
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             auto_decompress=False,
         )
-        controls = admin.Controls(lambda: not self._edge.draining, self.reload, self._observe)
+        controls = admin.Controls(lambda: not self._edge.draining, self._admin_key, self.reload, self._observe)
         try:
             self.admin_port = await self._listen(
                 web.AppRunner(admin.application(controls, self.telemetry), access_log=None, shutdown_timeout=1.0),
@@ -151,6 +155,10 @@ class Gateway:
         site = web.TCPSite(runner, host, port, backlog=BACKLOG)
         await site.start()
         return int(runner.addresses[0][1])
+
+    def _admin_key(self) -> str | None:
+        key = self.plan.settings.server.admin_key
+        return key.reveal() if key is not None else None
 
     def _observe(self) -> None:
         """Note the gates' levels on the loop's own thread; the scrape renders them in another."""

@@ -33,6 +33,7 @@ from proxy.core.route import Tries
 from proxy.core.sse import Reader
 from proxy.errors import (
     GatewayError,
+    QueueTimeout,
     StreamTruncated,
     UpstreamBroke,
     UpstreamError,
@@ -163,12 +164,16 @@ class Relay:
                 if pause is None or self._now() + pause >= call.deadline:
                     await self._give_up(setback, sink, record)
                     return
-                await admission.again(
-                    tries.targets,
-                    after=pause,
-                    reason=setback.meaning.reason.value,
-                    source="computed" if setback.retry_after is None else "retry_after",
-                )
+                try:
+                    await admission.again(
+                        tries.targets,
+                        after=pause,
+                        reason=setback.meaning.reason.value,
+                        source="computed" if setback.retry_after is None else "retry_after",
+                    )
+                except QueueTimeout:
+                    await self._give_up(setback, sink, record)
+                    return
 
     async def _attempt(self, call: Call, admission: Admission[Target], sink: Sink, record: Record) -> Setback | None:
         """Try the admission's target once. None: its answer has been passed on, whole or broken."""
@@ -273,6 +278,7 @@ class Relay:
             if not reader.close():
                 raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
         finally:
+            reader.close()
             record.usage, record.finish_reason = reader.usage, reader.finish_reason
             record.response_id, record.response_model = reader.response_id, reader.response_model
         await self._write(reply, reader.rest(), sink, record)
@@ -318,7 +324,7 @@ class Relay:
         if setback.error is not None:
             raise _as_error(setback.error.reason, record.upstream) from setback.error
         record.status, record.first_byte = setback.status, self._now()
-        told = _for_client(setback.headers)
+        told = _for_client(setback.headers) | {"content-length": str(len(setback.body))}
         if setback.status == 429 or setback.status >= 500:
             told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
         await sink.start(setback.status, told)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from proxy.config import ConfigError
 from proxy.telemetry import Telemetry
@@ -18,11 +20,13 @@ class Controls:
 
     Attributes:
         ready: whether new calls are taken.
+        key: what everything but health asks for, as a bearer token; None: nothing is asked.
         reload: read the configuration anew and take it; raises ConfigError and changes nothing if it is wrong.
         observe: note the levels of the gates for the scrape that follows; called on the event loop's thread.
     """
 
     ready: Callable[[], bool]
+    key: Callable[[], str | None]
     reload: Callable[[], Awaitable[Sequence[str]]]
     observe: Callable[[], None]
 
@@ -38,6 +42,15 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
             return web.json_response({"status": "ready"})
         return web.json_response({"status": "draining"}, status=503)
 
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        wanted = controls.key()
+        if wanted is not None and request.path not in ("/healthz", "/readyz"):
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode()):
+                return web.json_response({"status": "refused", "problems": ["server.admin_key is needed"]}, status=401)
+        return await handler(request)
+
     async def metrics(request: web.Request) -> web.Response:
         controls.observe()
         body, content_type = await asyncio.to_thread(telemetry.exposition, request.headers.get("Accept", ""))
@@ -51,7 +64,7 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
             return web.json_response({"status": "refused", "problems": problems}, status=422)
         return web.json_response({"status": "reloaded", "notes": list(notes)})
 
-    app = web.Application()
+    app = web.Application(middlewares=[guard])
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)

@@ -13,6 +13,12 @@ from proxy.telemetry import Record, server_timing
 SERVER = "penstock"
 
 
+class _Passing(web.StreamResponse):
+    """Headers and the first bytes leave in one write: one system call less for every call."""
+
+    _send_headers_immediately = False
+
+
 class HttpAnswer:
     """Writes an answer to the client that asked; see `proxy.relay.Sink`.
 
@@ -29,7 +35,7 @@ class HttpAnswer:
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.is_stream = headers.get("content-type", "").startswith("text/event-stream")
-        self.response = web.StreamResponse(status=status, headers=self._all(headers))
+        self.response = _Passing(status=status, headers=self._all(headers))
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:

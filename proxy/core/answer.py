@@ -89,9 +89,10 @@ class BodyReader:
         return b""
 
     def close(self) -> bool:
-        """The body has ended; HTTP has seen to it that it is whole."""
+        """The body is over. Whether it is whole, HTTP itself says."""
         if self._chunks:
             said = read(b"".join(self._chunks))
+            self._chunks.clear()
             self.usage, self.finish_reason = said.usage, said.finish_reason
             self.response_id, self.response_model = said.id, said.model
         return True

@@ -152,7 +152,7 @@ def _of_refusal(kind: str, message: str) -> Meaning:
         return _TOO_LARGE
     if kind in ("tokens", "input_tokens", "output_tokens"):
         return _TOKENS
-    if kind == "requests":
+    if kind == "requests" or "requests per" in said:  # Anthropic's advice at the end speaks of tokens either way
         return _REQUESTS
     if "token" in said:
         return _TOKENS

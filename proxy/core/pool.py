@@ -30,7 +30,7 @@ class Pool:
     in_use: int = 0
 
     def wait(self, size: Size, now: float) -> float:
-        """0.0: there is room for `size` now. Else seconds until asking again is worth it; inf: until a place is left."""
+        """0.0: room for `size` now. Else seconds until asking again is worth it; inf: until a place is left."""
         if self.concurrency is not None and self.in_use >= self.concurrency:
             return math.inf
         return self.rates.wait(size, now) if self.rates is not None else 0.0

@@ -94,7 +94,7 @@ class Reader:
         return held
 
     def close(self) -> bool:
-        """The upstream ended the stream. Returns whether it was whole: an end mark or a finish reason has passed.
+        """The stream is over. Returns whether it was whole: an end mark or a finish reason has passed.
 
         Some servers (transformers') send no end mark, only a finish reason; some leave out the blank line after the
         last event.
@@ -104,6 +104,7 @@ class Reader:
         for block in self._last:
             for event in _events(block):
                 self._note_end(event)
+        self._last.clear()
         return self.done or bool(self.finish_reason)
 
     def _passed(self, block: bytes) -> bytes:
