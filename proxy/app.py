@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from proxy.config import ConfigError, Settings
 from proxy.core.gate import Gate
 from proxy.core.pool import Pool
 from proxy.limits.local import LocalLimits
+from proxy.limits.report import report
 from proxy.plan import Plan, Pools
 from proxy.relay import Relay
 from proxy.tasks import Tasks
@@ -33,6 +35,7 @@ log = logging.getLogger("penstock")
 
 FLUSH_SECONDS = 5.0  # for logs and spans at the stop; a dead collector must not hold it up
 KEEP_ALIVE_SECONDS = 75.0  # of an idle client connection; longer than most clients keep theirs
+DESCRIPTORS = 65_536  # open files wanted: two sockets for each call in flight
 BACKLOG = 4096  # connections not yet accepted; a burst of thousands of naive calls is what we are for
 
 
@@ -89,7 +92,9 @@ class Gateway:
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             auto_decompress=False,
         )
-        controls = admin.Controls(lambda: not self._edge.draining, self._admin_key, self.reload, self._observe)
+        controls = admin.Controls(
+            lambda: not self._edge.draining, self._admin_key, self.reload, self._report, self._observe
+        )
         try:
             self.admin_port = await self._listen(
                 web.AppRunner(admin.application(controls, self.telemetry), access_log=None, shutdown_timeout=1.0),
@@ -160,6 +165,10 @@ class Gateway:
         key = self.plan.settings.server.admin_key
         return key.reveal() if key is not None else None
 
+    def _report(self) -> Sequence[Mapping[str, object]]:
+        pools = (self.limits.process, *self._pools)
+        return report(pools, self.limits.levels(pools), time.monotonic())
+
     def _observe(self) -> None:
         """Note the gates' levels on the loop's own thread; the scrape renders them in another."""
         process = self.limits.process
@@ -192,6 +201,14 @@ def _labels(plan: Plan) -> Labels:
     )
 
 
+def allow_descriptors(wanted: int = DESCRIPTORS) -> None:
+    """Raise the soft limit of open files as far as the system lets us; macOS begins with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 async def serve(
     settings: Settings,
     load: Callable[[], Settings],
@@ -204,6 +221,7 @@ async def serve(
     Returns:
         whether every call in flight ended before the deadline.
     """
+    allow_descriptors()
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
     tasks = Tasks()

@@ -30,7 +30,7 @@ from proxy.core.learner import Size
 from proxy.core.outcome import Meaning, Outcome, Reason, Retry
 from proxy.core.retry_budget import RetryBudget
 from proxy.core.route import Tries
-from proxy.core.sse import Reader
+from proxy.core.sse import Reader, is_stream
 from proxy.errors import (
     GatewayError,
     QueueTimeout,
@@ -267,15 +267,14 @@ class Relay:
         Raises:
             AttemptFailed: it broke off; `record.first_byte` says whether anything had left.
         """
-        is_stream = reply.headers.get("content-type", "").startswith("text/event-stream")
-        reader = Reader(hide_usage=call.hides_usage) if is_stream else BodyReader()
+        reader = Reader(hide_usage=call.hides_usage) if is_stream(reply.headers) else BodyReader()
         try:
             while chunk := await self._read(reply, record):
                 if whole := reader.feed(chunk):
                     await self._write(reply, whole, sink, record)
                 if record.first_token is None and reader.first_token:
                     record.first_token = self._now()
-            if not reader.close():
+            if not reader.close() and not reader.error:
                 raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
         finally:
             reader.close()
@@ -325,7 +324,7 @@ class Relay:
             raise _as_error(setback.error.reason, record.upstream) from setback.error
         record.status, record.first_byte = setback.status, self._now()
         told = _for_client(setback.headers) | {"content-length": str(len(setback.body))}
-        if setback.status == 429 or setback.status >= 500:
+        if setback.meaning.retry is not Retry.NEVER or setback.status == 429 or setback.status >= 500:
             told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
         await sink.start(setback.status, told)
         await sink.write(setback.body)
@@ -340,7 +339,7 @@ class Relay:
 
 def _for_client(said: Mapping[str, str]) -> dict[str, str]:
     told = {name: value for name, value in said.items() if name in TO_CLIENT}
-    if "content-length" in said and not said.get("content-type", "").startswith("text/event-stream"):
+    if "content-length" in said and not is_stream(said):
         told["content-length"] = said["content-length"]
     return told
 

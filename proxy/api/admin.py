@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -22,12 +22,14 @@ class Controls:
         ready: whether new calls are taken.
         key: what everything but health asks for, as a bearer token; None: nothing is asked.
         reload: read the configuration anew and take it; raises ConfigError and changes nothing if it is wrong.
+        limits: what is known of every limit; see `proxy.limits.report`.
         observe: note the levels of the gates for the scrape that follows; called on the event loop's thread.
     """
 
     ready: Callable[[], bool]
     key: Callable[[], str | None]
     reload: Callable[[], Awaitable[Sequence[str]]]
+    limits: Callable[[], Sequence[Mapping[str, object]]]
     observe: Callable[[], None]
 
 
@@ -56,6 +58,9 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
         body, content_type = await asyncio.to_thread(telemetry.exposition, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
+    async def limits(_: web.Request) -> web.Response:
+        return web.json_response({"limits": list(controls.limits())})
+
     async def reload(_: web.Request) -> web.Response:
         try:
             notes = await controls.reload()
@@ -68,5 +73,6 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
+    app.router.add_get("/admin/limits", limits)
     app.router.add_post("/admin/reload", reload)
     return app

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from aiohttp import web
 
+from proxy.core.sse import is_stream
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed
 from proxy.telemetry import Record, server_timing
 
@@ -34,7 +35,7 @@ class HttpAnswer:
         self.response: web.StreamResponse | None = None
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self.is_stream = is_stream(headers)
         self.response = _Passing(status=status, headers=self._all(headers))
         try:
             await self.response.prepare(self._request)

@@ -143,16 +143,14 @@ class Gate:
         """Return a ticket that is already HELD, WAITING, or REFUSED because the queue is full."""
         ticket = Ticket(targets, size, priority, caller, since=now)
         self._arrive(caller)
-        if self.waiting:
-            self._fill(now)  # whoever waits and fits by now goes first
-        if self._may_skip_the_queue(ticket) and self._enter(ticket, now):
+        if not self.waiting and self._enter(ticket, now):
             return ticket
-        if self.waiting >= self.queue_limit:
-            ticket.waited_for, ticket.state = self._blocker(ticket, now)[0], State.REFUSED
-            self._depart(caller)
-            return ticket
-        self._line_up(ticket)
+        self._line_up(ticket)  # for its turn at least: a full queue is no way past a reservation
         self._fill(now)
+        if ticket.lane is not None and self.waiting > self.queue_limit:
+            self._step_out(ticket)
+            ticket.state = State.REFUSED
+            self._depart(caller)
         return ticket
 
     def pause(self, ticket: Ticket, now: float) -> None:
@@ -160,6 +158,7 @@ class Gate:
         assert ticket.state is State.HELD
         self._leave_target(ticket)
         ticket.state = State.PAUSED
+        self._charge(ticket.caller, -_guess(ticket.size))  # it was not served
         self._fill(now)
 
     def again(self, ticket: Ticket, targets: tuple[Target, ...], now: float) -> None:
@@ -260,20 +259,22 @@ class Gate:
             return True
         return False
 
-    def _blocker(self, ticket: Ticket, now: float, reserved: set[Pool] | None = None) -> tuple[str, float]:
+    def _blocker(self, ticket: Ticket, now: float, reserved: set[Pool]) -> tuple[str, float]:
         """Which pool keeps this head out, and for how many seconds at least; reserves for it by rule 6."""
         if not ticket.inside and (wait := self.process.wait(ticket.size, now)):
             return self.process.label, wait
         name, soonest = "", math.inf
-        patient = reserved is not None and now - ticket.since >= RESERVE_SECONDS
+        wanted: set[Pool] = set()
         for target in ticket.targets:
-            waits = [(pool.wait(ticket.size, now), pool) for pool in target.pools]
+            # What another has reserved is free when that one has entered, and time alone does not tell when.
+            waits = [(math.inf if pool in reserved else pool.wait(ticket.size, now), pool) for pool in target.pools]
+            wanted.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
             longest, blocker = max(waits, key=lambda pair: pair[0])
-            if patient and reserved is not None:
-                reserved.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
             if longest < soonest or not name:
                 name, soonest = blocker.label, longest
-        if soonest < math.inf and reserved is not None and not patient:
+        if now - ticket.since >= RESERVE_SECONDS:
+            reserved |= wanted
+        elif soonest < math.inf:
             soonest = min(soonest, ticket.since + RESERVE_SECONDS - now)  # look again when it may reserve
         return name, soonest
 
@@ -292,6 +293,7 @@ class Gate:
         if first:
             lane.tickets.move_to_end(ticket, last=False)
         ticket.lane = lane
+        ticket.waited_for = lane.blocked_by
         self.waiting += 1
 
     def _step_out(self, ticket: Ticket) -> None:
@@ -301,10 +303,6 @@ class Gate:
         self.waiting -= 1
         if not lane.tickets:
             del self._lanes[(lane.priority, lane.caller, lane.targets)]
-
-    def _may_skip_the_queue(self, ticket: Ticket) -> bool:
-        """Nobody waits at all, or nobody can wait more; else it lines up and takes its turn."""
-        return not self.waiting or self.waiting >= self.queue_limit
 
     def _note_departure(self, now: float) -> None:
         if self._left_at is not None:

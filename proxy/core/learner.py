@@ -3,40 +3,52 @@
 One learner stands for one account: a credential and a model, or a configured pool. The gate asks `wait` and, at 0.0,
 takes; then the attempt tells what became of it: `answered`, `refused` or `failed`, and at its end, always, `settle`.
 
-What is believed of a limit comes from the best teacher there is: the headers of answers (`core.mirror`); else refusals.
-What the configuration says is a ceiling above all of them.
+What is believed of a limit comes from the best teacher there is: the headers of answers (`core.mirror`); where they
+tell nothing, or do not explain a refusal, the refusals themselves (`core.silent`). What the configuration says is a
+ceiling above all of them.
 
 Rules
 -----
 1. A configured ceiling is never exceeded by the learner's own count, whatever the provider says.
-2. `wait` is finite and >= 0 after any history. While calls are sent and told about, one is let out at least every 60 s,
-   or after the provider's own word (rule 3), whatever the headers claim; only a ceiling can be slower.
+2. `wait` is finite and >= 0 after any history. Whatever headers and refusals made of the limits, one call is let out
+   `SILENCE_MAX` seconds after the last one, or after the provider's own word (rule 3); only a ceiling can be slower.
 3. A refusal holds its limit for everybody, until the provider's own word; then calls leave at the limit's pace.
 4. Of an upstream of which nothing is known, 8 calls are sent, and two more for each that is answered. The first answer
-   that tells its limits ends this; a refusal begins it anew with one call.
-5. Two ledgers: the provider's (what it charges, mirrored) and the caller's (what was used). In the caller's,
+   that tells its limits ends this, and so does a refusal.
+5. Headers are believed as long as they explain what happens. Those that tell of room while calls are refused are no
+   help, so refusals teach beside them; those that tell of none while calls are answered are set aside.
+6. Two ledgers: the provider's (what it charges, mirrored) and the caller's (what was used). In the caller's,
    reservations less refunds are what was used.
+7. A clock that jumps back changes nothing: time stands still while it jumps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from proxy.core.bucket import Bucket
+from proxy.core.charge import Features, features
 from proxy.core.headers import Kind, Reading
 from proxy.core.mirror import Mark, Mirror
 from proxy.core.outcome import Meaning, Reason
+from proxy.core.ramp import Ramp
+from proxy.core.silent import Silent, Stamp
 from proxy.core.usage import Usage
 
 COLD_CALLS = 8  # sent to an upstream of which nothing is known
 CEILING_SECONDS = 6.0  # the burst of a configured rate: 500 a minute let 50 go at once
-UNKNOWN_SECONDS = 60.0  # the longest silence towards an upstream that did not ask for it
+SILENCE_MAX = 60.0  # seconds; the longest silence towards an upstream that did not ask for it
 WORD_MAX = 60.0  # seconds; a retry-after beyond is believed only for limits whose window is longer
-FIRST_HOLD = 1.0  # seconds, after a refusal that does not say when to come back; doubles up to UNKNOWN_SECONDS
+FIRST_HOLD = 1.0  # seconds, after a refusal that neither says nor lets guess when to come back; doubles up to WORD_MAX
 ASK_AGAIN = 0.05  # seconds; when only an answer can let the next one out, and nobody knows when it comes
+DOUBTS = 3  # answers to calls for which headers told of no room, before they are set aside
+SET_ASIDE_SECONDS = 600.0
+WORTH_TELLING = 0.05  # of a limit; smaller corrections of an estimate are no change of it
 CHANGES_KEPT = 256
+OUTPUT_WEIGHT = 0.1  # of the newest answer, in the mean output of those that set no bound
 
 
 class Source(Enum):
@@ -79,20 +91,20 @@ class Limit:
     kind: Kind
     source: Source
     per_minute: float
-    burst: float
+    burst: float | None  # None: not known
     level: float
     hold_seconds: float
-    since: float  # monotonic seconds; when it became what it is
+    since: float | None  # monotonic seconds; when it became what it is. None: from the start
     changes: int
 
 
 @dataclass(slots=True, frozen=True)
 class Snapshot:
-    source: Source  # of the scarcest knowledge: COLD_START while no limit is known
     limits: tuple[Limit, ...]
     hold_seconds: float
     cold_calls: float | None  # calls that may be unanswered at once; None: no longer bounded by the cold start
     unanswered: int
+    tokens_per_second_max: float | None  # after a slow_down; None: not bounded
     reserved: float  # tokens reserved by calls that have not ended
     used: float  # tokens used by calls that have
 
@@ -102,23 +114,39 @@ class Reservation:
     """What one attempt took; handed back to the learner with each piece of news."""
 
     size: Size
-    taken_at: float
-    charged: dict[Kind, float]  # the sum of everything charged per kind, this call among it
+    features: Features
+    at: float
+    calls: int  # taken until then, this one among them
+    sums: Features  # of the features of all those calls
     marks: dict[str, Mark]  # by name of limit
+    stamps: dict[Kind, Stamp]
     tokens: float  # reserved in the caller's ledger
+    overdue: bool  # let out by rule 2, although there seemed to be no room
     told: bool = False  # an answer, refusal or failure came
     refused: bool = False
     settled: bool = False
 
 
 @dataclass(slots=True)
-class _Learned:
-    """One limit the provider told."""
+class _Told:
+    """One limit that headers tell."""
 
     name: str
     kind: Kind
     mirror: Mirror
     since: float
+    changes: int = 0
+    doubts: int = 0
+    aside_until: float = -inf
+
+
+@dataclass(slots=True)
+class _Guessed:
+    """One limit that refusals tell."""
+
+    silent: Silent
+    noted: float | None = None  # per minute, when it was last told
+    since: float = 0.0
     changes: int = 0
 
 
@@ -126,8 +154,8 @@ class _Learned:
 class _Hold:
     """How long nobody may be sent because of one reason, and how long it may be next time without a word."""
 
-    until: float = 0.0
-    next_seconds: float = FIRST_HOLD
+    until: float = -inf
+    next_seconds: float = 0.0
 
 
 class Learner:
@@ -135,6 +163,7 @@ class Learner:
     Args:
         requests_per_minute, tokens_per_minute: configured ceilings, > 0; None: none.
         learn: False: only the ceilings and the holds count.
+        now: seconds, monotonic, as in every method.
     """
 
     def __init__(
@@ -143,20 +172,25 @@ class Learner:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         learn: bool = True,
-        now: float = 0.0,
+        now: float | None = None,
     ) -> None:
         self.changes: list[Change] = []  # drained by whoever tells them
-        self._learn = learn
         self._ceilings: dict[Kind, Bucket] = {}
-        self._limits: dict[str, _Learned] = {}
+        self._told: dict[str, _Told] = {}
+        self._guessed: dict[Kind, _Guessed] = {}
         self._holds: dict[Reason, _Hold] = {}
-        self._charged = dict.fromkeys(Kind, 0.0)
-        self._cold: float | None = COLD_CALLS if learn else None
+        self._held_until = -inf
+        self._cold: float | None = COLD_CALLS
         self._unanswered = 0
-        self._output = 0.0  # mean output tokens of late, for calls that set no bound
+        self._calls = 0
+        self._sums: Features = (0.0, 0.0, 0.0)
+        self._output = 0.0  # mean output tokens of late
         self._reserved = 0.0
         self._used = 0.0
-        self._seen = now
+        self._last: float | None = now  # when a call was last let out, or a hold ended, or it began
+        self._seen = 0.0 if now is None else now
+        self._jumped = 0.0
+        self._ramp = Ramp(self._seen)
         self.configure(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, learn=learn)
 
     def configure(self, *, requests_per_minute: float | None, tokens_per_minute: float | None, learn: bool) -> None:
@@ -172,7 +206,7 @@ class Learner:
             burst = max(1.0, rate * CEILING_SECONDS)
             if (bucket := self._ceilings.get(kind)) is None:
                 self._ceilings[kind] = Bucket(rate, burst, self._seen)
-            else:
+            elif (bucket.rate, bucket.burst) != (rate, burst):
                 bucket.change(rate, burst, self._seen)
 
     # ── the gate's side ──
@@ -180,44 +214,63 @@ class Learner:
     def wait(self, size: Size, now: float) -> float:
         """0.0: may be sent now. Else the seconds after which it is worth asking again; news of an attempt may make it
         sooner. Finite."""
-        longest = self.held(now)
+        now = self._time(now)
+        seconds = max(0.0, self._held_until - now)
         for kind, bucket in self._ceilings.items():
-            longest = max(longest, bucket.wait(self._ceiling_cost(kind, size), now))
-        for limit in self._limits.values():
-            longest = max(longest, min(UNKNOWN_SECONDS, limit.mirror.wait(_cost(limit.kind, size), now)))
-        if self._cold is not None and self._unanswered >= self._cold:
-            longest = max(longest, ASK_AGAIN)
-        return longest
+            seconds = max(seconds, bucket.wait(self._ceiling_cost(kind, size), now))
+        if self._learn and (learned := self._learned_wait(size, now)) > seconds:
+            if self._last is None:
+                self._last = now
+            overdue = max(self._last, min(self._held_until, now)) + SILENCE_MAX - now
+            seconds = max(seconds, min(learned, overdue))
+        return seconds
 
     def held(self, now: float) -> float:
         """Seconds for which refusals keep everybody back; 0.0: none."""
-        self._watch_clock(now)
-        return max((0.0, *(hold.until - now for hold in self._holds.values())))
+        return max(0.0, self._held_until - self._time(now))
 
     def take(self, size: Size, now: float) -> Reservation:
         """Reserve for one attempt; right after `wait` said 0.0."""
-        self._watch_clock(now)
+        now = self._time(now)
+        x = features(size.input_tokens, size.max_tokens)
         self._unanswered += 1
-        for kind in Kind:
-            self._charged[kind] += _cost(kind, size)
+        self._calls += 1
+        self._sums = (self._sums[0] + x[0], self._sums[1] + x[1], self._sums[2] + x[2])
+        overdue = self._last is not None and now - self._last >= SILENCE_MAX
+        self._last = now
         for kind, bucket in self._ceilings.items():
             bucket.take(self._ceiling_cost(kind, size), now)
-        marks = {name: limit.mirror.take(_cost(limit.kind, size), now) for name, limit in self._limits.items()}
+        marks: dict[str, Mark] = {}
+        stamps: dict[Kind, Stamp] = {}
+        if self._learn:
+            for name, told in self._told.items():
+                marks[name] = told.mirror.take(x, now)
+            for kind in (Kind.REQUESTS, Kind.TOKENS):
+                if (guessed := self._guessed.get(kind)) is None:
+                    guessed = self._guessed[kind] = _Guessed(Silent(now))
+                stamps[kind] = guessed.silent.take(_guess(kind, size), now)
+            self._ramp.take(_guess(Kind.TOKENS, size), now)
         tokens = self._ceiling_cost(Kind.TOKENS, size)
         self._reserved += tokens
-        return Reservation(size, now, dict(self._charged), marks, tokens)
+        return Reservation(size, x, now, self._calls, self._sums, marks, stamps, tokens, overdue)
 
     # ── what became of an attempt ──
 
     def answered(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
         """An answer that is no refusal: 2xx, or a 4xx that is the caller's matter."""
+        now = self._time(now)
         if not self._tell(reservation):
             return
         for hold in self._holds.values():
-            hold.next_seconds = FIRST_HOLD
+            hold.next_seconds = 0.0
+        for told in self._told.values():
+            if reservation.overdue and told.mirror.level(now) < 0.0:
+                told.doubts += 1
+                if told.doubts >= DOUBTS:
+                    told.doubts, told.aside_until = 0, now + SET_ASIDE_SECONDS
         self._read(reservation, readings, now)
         if self._cold is not None:
-            if self._limits:
+            if self._told and all(told.mirror.is_sure(reservation.features) for told in self._told.values()):
                 self._cold = None
             elif self._unanswered + 1 >= self._cold / 2:  # it is used; what is not used proves nothing
                 self._cold += 1.0
@@ -236,44 +289,62 @@ class Learner:
             meaning: reason REQUESTS, TOKENS, UNNAMED or SLOW_DOWN.
             retry_after: seconds, the provider's own word, or None.
         """
+        now = self._time(now)
         if not self._tell(reservation):
             return
         reservation.refused = True
         self._read(reservation, readings, now)
-        hold = self._holds.setdefault(meaning.reason, _Hold())
-        windows = [limit.mirror.window for limit in self._limits.values() if _concerns(meaning.reason, limit.kind)]
-        if retry_after is None:
-            if reservation.taken_at < hold.until:
-                return  # sent before the hold began: the same refusal once more
-            seconds = hold.next_seconds
-            hold.next_seconds = min(UNKNOWN_SECONDS, 2 * seconds)
+        reason = meaning.reason
+        hold = self._holds.setdefault(reason, _Hold())
+        again = reservation.at < hold.until  # sent before the hold began: the same refusal once more
+        remaining = {reading.name: reading.remaining for reading in readings}
+        explaining = self._explaining(reason, reservation, remaining, now)
+        longest = max((WORD_MAX, *(told.mirror.window for told in explaining)))
+        if retry_after is not None:
+            seconds = min(retry_after, longest)
+        elif again:
+            seconds = 0.0
         else:
-            seconds = min(retry_after, max((WORD_MAX, *windows)))
+            seconds = min(WORD_MAX, hold.next_seconds or self._guess_hold(reason, reservation))
+            hold.next_seconds = 2 * seconds
         hold.until = max(hold.until, now + seconds)
-        for limit in self._limits.values():
-            if _concerns(meaning.reason, limit.kind):
-                limit.mirror.refused(_cost(limit.kind, reservation.size), seconds, now)
-        if self._learn and not windows:
-            self._cold = 1.0
+        self._held_until = max(self._held_until, hold.until)
+        if not self._learn:
+            return
+        self._cold = None
+        if reason is Reason.SLOW_DOWN:
+            if not again:
+                self._ramp.slow_down(now)
+            return
+        for told in self._told.values():
+            mark, left = reservation.marks.get(told.name), remaining.get(told.name)
+            told.mirror.refused(mark, left, seconds, told in explaining, now)
+        kind = Kind.TOKENS if reason is Reason.TOKENS else Kind.REQUESTS
+        if not explaining and (stamp := reservation.stamps.get(kind)) is not None:
+            guessed = self._guessed[kind]
+            if guessed.silent.refused(stamp, seconds, retry_after is not None, now):
+                self._note_guess(kind, guessed, now)
 
     def failed(self, reservation: Reservation, now: float) -> None:
         """No answer came, or one that says nothing about rates."""
+        self._time(now)
         self._tell(reservation)
 
     def settle(self, reservation: Reservation, usage: Usage | None, now: float) -> None:
         """The attempt has ended; exactly the first time counts.
 
         Args:
-            usage: as the upstream counted it; None: unknown, then the reservation stands if it was answered, and is
-                given back if it was refused.
+            usage: as the upstream counted it; None: unknown, then the reservation stands, but for a refused attempt,
+                whose reservation is given back.
         """
         if reservation.settled:
             return
-        self._tell(reservation)
+        now = self._time(now)
         reservation.settled = True
+        self._tell(reservation)
         if usage is not None:
             used = float(usage.input + usage.output)
-            self._output += 0.1 * (usage.output - self._output)
+            self._output += OUTPUT_WEIGHT * (usage.output - self._output)
         else:
             used = 0.0 if reservation.refused else reservation.tokens
         self._reserved -= reservation.tokens
@@ -282,30 +353,77 @@ class Learner:
             bucket.settle(used - reservation.tokens, now)
 
     def snapshot(self, now: float) -> Snapshot:
+        now = self._time(now)
         limits = [
-            Limit(kind.value, kind, Source.CONFIGURED, bucket.rate * 60, bucket.burst, bucket.level(now), 0.0, 0.0, 0)
+            Limit(kind.value, kind, Source.CONFIGURED, 60 * bucket.rate, bucket.burst, bucket.level(now), 0.0, None, 0)
             for kind, bucket in self._ceilings.items()
         ]
-        for name, limit in self._limits.items():
-            bucket = limit.mirror.bucket
-            holds = [hold.until - now for reason, hold in self._holds.items() if _concerns(reason, limit.kind)]
-            limits.append(
-                Limit(
-                    name,
-                    limit.kind,
-                    Source.HEADERS,
-                    bucket.rate * 60,
-                    bucket.burst,
-                    bucket.level(now),
-                    max((0.0, *holds)),
-                    limit.since,
-                    limit.changes,
-                )
+        limits += [
+            Limit(
+                told.name,
+                told.kind,
+                Source.HEADERS,
+                60 * told.mirror.rate,
+                told.mirror.burst,
+                told.mirror.level(now),
+                self._held_for(told.kind, now),
+                told.since - self._jumped,
+                told.changes,
             )
-        source = Source.HEADERS if self._limits else Source.COLD_START if self._learn else Source.CONFIGURED
-        return Snapshot(source, tuple(limits), self.held(now), self._cold, self._unanswered, self._reserved, self._used)
+            for told in self._told.values()
+            if now >= told.aside_until
+        ]
+        for kind, guessed in self._guessed.items():
+            if (rate := guessed.silent.rate) is not None:
+                limits.append(
+                    Limit(
+                        kind.value,
+                        kind,
+                        _source(guessed),
+                        60 * rate,
+                        None,
+                        guessed.silent.level(now),
+                        self._held_for(kind, now),
+                        guessed.since - self._jumped,
+                        guessed.changes,
+                    )
+                )
+        return Snapshot(
+            limits=tuple(limits),
+            hold_seconds=max(0.0, self._held_until - now),
+            cold_calls=self._cold,
+            unanswered=self._unanswered,
+            tokens_per_second_max=self._ramp.rate,
+            reserved=self._reserved,
+            used=self._used,
+        )
 
     # ── within ──
+
+    def _time(self, now: float) -> float:
+        """Rule 7: the learner's own time never goes back."""
+        now += self._jumped
+        if now < self._seen:
+            self._jumped += self._seen - now
+            return self._seen
+        self._seen = now
+        return now
+
+    def _learned_wait(self, size: Size, now: float) -> float:
+        seconds = 0.0
+        if self._cold is not None and self._unanswered >= self._cold:
+            seconds = ASK_AGAIN
+        if self._told:
+            x = features(size.input_tokens, size.max_tokens)
+            for told in self._told.values():
+                if now >= told.aside_until:
+                    seconds = max(seconds, told.mirror.wait(x, now))
+        for kind, guessed in self._guessed.items():
+            if guessed.silent.rate is not None:
+                seconds = max(seconds, guessed.silent.wait(_guess(kind, size), now))
+        if self._ramp.rate is not None:
+            seconds = max(seconds, self._ramp.wait(_guess(Kind.TOKENS, size), now))
+        return seconds
 
     def _tell(self, reservation: Reservation) -> bool:
         """True for the first news of an attempt."""
@@ -318,46 +436,73 @@ class Learner:
     def _read(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
         if not self._learn:
             return
+        marks = reservation.marks
         for reading in readings:
-            known = self._limits.get(reading.name)
-            if known is None:
-                if reading.limit is None:
-                    continue
-                spent = self._charged[reading.kind] - reservation.charged[reading.kind]
-                known = _Learned(reading.name, reading.kind, Mirror(reading, spent, now), now)
-                self._limits[reading.name] = known
-                self._note(known, None, "header", now)
+            told = self._told.get(reading.name)
+            if told is None:
+                if reading.limit is not None:
+                    sums, then = self._sums, reservation.sums
+                    since = sums[0] - then[0], sums[1] - then[1], sums[2] - then[2]
+                    mirror = Mirror(reading, self._calls - reservation.calls, since, reservation.at, now)
+                    told = self._told[reading.name] = _Told(reading.name, reading.kind, mirror, now)
+                    self._note(told.name, 60 * mirror.rate, None, Source.HEADERS, "header", now)
                 continue
-            before = known.mirror.bucket.rate * 60
-            if known.mirror.read(reading, reservation.marks.get(reading.name), now):
-                known.since, known.changes = now, known.changes + 1
-                self._note(known, before, "header", now)
+            before = 60 * told.mirror.rate
+            if told.mirror.read(reading, marks.get(reading.name), now, refused=reservation.refused):
+                told.since, told.changes = now, told.changes + 1
+                self._note(told.name, 60 * told.mirror.rate, before, Source.HEADERS, "header", now)
 
-    def _note(self, limit: _Learned, before: float | None, cause: str, now: float) -> None:
+    def _explaining(
+        self, reason: Reason, reservation: Reservation, remaining: Mapping[str, float | None], now: float
+    ) -> list[_Told]:
+        """The limits by headers that explain a refusal: of the kind it names, else any (providers misname them)."""
+        short = [
+            told
+            for name, told in self._told.items()
+            if now >= told.aside_until and told.mirror.explains(reservation.marks.get(name), remaining.get(name), now)
+        ]
+        return [told for told in short if _concerns(reason, told.kind)] or short
+
+    def _guess_hold(self, reason: Reason, reservation: Reservation) -> float:
+        """Seconds to hold after a refusal that says nothing: what one more call of the kind needs."""
+        kind = Kind.TOKENS if reason is Reason.TOKENS else Kind.REQUESTS
+        rate = self._guessed[kind].silent.rate if kind in self._guessed else None
+        if not rate:
+            return FIRST_HOLD
+        return max(ASK_AGAIN, min(FIRST_HOLD, _guess(kind, reservation.size) / rate))
+
+    def _note_guess(self, kind: Kind, guessed: _Guessed, now: float) -> None:
+        rate = guessed.silent.rate
+        assert rate is not None
+        before, per_minute = guessed.noted, 60 * rate
+        if before is None or abs(per_minute - before) > WORTH_TELLING * before:
+            guessed.noted, guessed.since, guessed.changes = per_minute, now, guessed.changes + (before is not None)
+            self._note(kind.value, per_minute, before, _source(guessed), "refusal", now)
+
+    def _note(
+        self, limit: str, per_minute: float, before: float | None, source: Source, cause: str, now: float
+    ) -> None:
         if len(self.changes) < CHANGES_KEPT:
-            rate = limit.mirror.bucket.rate * 60
-            self.changes.append(Change(now, limit.name, rate, before, Source.HEADERS, cause))
+            self.changes.append(Change(now - self._jumped, limit, per_minute, before, source, cause))
 
     def _ceiling_cost(self, kind: Kind, size: Size) -> float:
         if kind is Kind.REQUESTS:
             return float(size.requests)
-        output = self._output if size.max_tokens is None else min(float(size.max_tokens), 2 * self._output)
+        output = self._output if size.max_tokens is None else min(float(size.max_tokens), self._output)
         return size.input_tokens + output
 
-    def _watch_clock(self, now: float) -> None:
-        """A clock that was set back must not lengthen a hold."""
-        if now < self._seen:
-            for hold in self._holds.values():
-                hold.until -= self._seen - now
-        self._seen = now
+    def _held_for(self, kind: Kind, now: float) -> float:
+        return max((0.0, *(hold.until - now for reason, hold in self._holds.items() if _concerns(reason, kind))))
 
 
-def _cost(kind: Kind, size: Size) -> float:
-    if kind is Kind.REQUESTS:
-        return float(size.requests)
-    if kind is Kind.OUTPUT_TOKENS:
-        return float(size.max_tokens or 0)
-    return size.input_tokens
+def _guess(kind: Kind, size: Size) -> float:
+    """What a call weighs where no header tells what was charged; any measure will do, as long as it is always the
+    same."""
+    return float(size.requests) if kind is Kind.REQUESTS else max(1.0, size.input_tokens)
+
+
+def _source(guessed: _Guessed) -> Source:
+    return Source.WINDOW if guessed.silent.window is not None else Source.REFUSALS
 
 
 def _concerns(reason: Reason, kind: Kind) -> bool:

@@ -1,104 +1,298 @@
 """A local mirror of one limit of a provider, kept true by the headers of its answers.
 
-An answer tells the level after its own call was charged, but it comes late: since then we have sent others. So each
-call remembers the level the mirror believed in after charging it; the answer's error against *that* is what the mirror
-is corrected by, together with what it was corrected by in between.
+An answer tells the level right after its own call was charged, but it comes late: since then we have sent others. So
+the mirror reckons from a reference: the level after one call that was answered, plus the refill since, less what the
+calls sent after that one are charged. The reference moves to ever newer calls as they are answered. How much of an
+answer is believed is Kalman's: it depends on how sure the mirror is, and how sure the answer.
 
 Rules
 -----
 1. The mirror believes in no level higher than one it has seen; a provider whose bucket is smaller than the limit it
    tells is found out before it is overrun.
-2. Where it was too hopeful it believes the provider at once; where it was too careful, by degrees: answers overtake
-   each other on the way, and one call too few costs less than one refusal.
-3. It leaves a margin, which grows with each refusal it did not foresee and shrinks as calls go well.
+2. Calls overtake each other on the way, so an answer is as unsure as what was sent within `JITTER` of its call: those
+   before it may not have been charged yet, those after it already.
+3. It keeps a margin of `SIGMAS` for what it cannot know: the level at the reference, the charges of the calls since,
+   the rounding of `remaining`. The margin grows with each refusal it did not foresee, and shrinks again.
+4. A full bucket of tokens is not drained in one instant, but spread a little: what a call is charged is known from the
+   answers, and those to calls sent all at once tell nothing.
+5. After a refusal calls leave one by one, at the limit's pace, until it is clear that there is room.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from math import sqrt
 
-from proxy.core.bucket import Bucket
-from proxy.core.headers import Reading
+from proxy.core.bucket import EARLY, SLOWEST, Bucket
+from proxy.core.charge import Charge, Features
+from proxy.core.headers import CONVENTIONAL, Kind, Reading
 
 WINDOW = 60.0  # seconds; the window nearly every provider means, until the law of the header tells
-TRUST = 0.25  # share of a hopeful correction that is believed at once
-MARGIN = 0.003  # of the limit, at the start
-MARGIN_MAX = 0.05  # of the limit
+JITTER = 0.1  # seconds by which calls overtake each other
+OVERTAKING = 0.3  # of what was sent within JITTER, as a standard deviation: uniform would be 1 / sqrt(12)
+DRIFT = 0.01  # units squared by which the variance of the level grows with each answer
+SIGMAS = 4.0
+SURPRISE = 1.5  # factor of the margin after a refusal that was not foreseen
+SURPRISE_MAX = 20.0
+CALM = 0.999  # factor of that factor, with each answer
+MARGIN_MAX = 0.9  # of the bucket
+SURE = 0.15  # of a call's charge, that the doubt about its weights may be
+SURE_AFTER = 8  # observations
+SPAN = 4.0  # times its doubt, that a difference between two answers must be to teach the charge
+PACE = 1.05  # of the limit, at which calls leave after a refusal
+PACED_SECONDS = 60.0
+SPREAD_SECONDS = 5.0  # over which a full bucket of tokens is drained at the quickest ...
+SPREAD_CALLS = 8.0  # ... but for so many calls at once
+SPREAD_SHARE = 0.02  # ... or this much of it
 
 
 @dataclass(slots=True)
 class Mark:
-    """What the mirror believed right after it charged one call."""
+    """One call, as the mirror charged it."""
 
+    at: float
     cost: float
-    level: float
-    corrected: float  # the sum of all corrections until then
+    calls: int  # until then, this one among them
+    sums: Features  # of the features of all those calls
+    charged: float  # the sum of their charges, as they were believed to be
+    before: float  # charged within JITTER before it
+    after: float | None = None  # charged within JITTER after it; None: not over yet
 
 
 class Mirror:
     """
     Args:
         reading: the first that told this limit; its `limit` is not None.
-        mark: of the call that it answers, or None where the limit was not known when that call was sent.
-        spent: units charged to calls sent after that one, which the reading cannot know of.
+        calls, sums: how many were sent after the one it answers, and the sums of their features; of these the reading
+            cannot know.
+        at: when the call it answers was sent; seconds, monotonic.
         now: seconds, monotonic.
+
+    Attributes:
+        limit, window: units, and the seconds in which they flow back.
+        burst: the highest level seen.
     """
 
-    __slots__ = ("_corrected", "_odd_window", "bucket", "limit", "margin", "window")
-
-    def __init__(self, reading: Reading, spent: float, now: float) -> None:
+    def __init__(self, reading: Reading, calls: int, sums: Features, at: float, now: float) -> None:
         assert reading.limit is not None
         self.limit = reading.limit
-        self.window = reading.window_seconds or WINDOW
+        self.window = reading.window_seconds if reading.window_seconds in CONVENTIONAL else WINDOW
+        self._charge = None if reading.kind is Kind.REQUESTS else Charge(of_output=reading.kind is Kind.OUTPUT_TOKENS)
         level = self.limit if reading.remaining is None else reading.remaining
-        self.bucket = Bucket(self.limit / self.window, level, now)
-        self.bucket.set_level(level - spent, now)
-        self.margin = MARGIN
-        self._corrected = 0.0
-        self._odd_window: float | None = None
+        self.burst = max(level, 1.0)
+        self._grain = 1000.0 if self._charge is not None and level % 1000.0 == 0.0 else 1.0
 
-    def wait(self, cost: float, now: float) -> float:
-        """Seconds until a call of `cost` fits, and the margin beside it."""
-        return self.bucket.wait(cost + self.margin * self.bucket.burst, now)
+        self._calls, self._sums, self._charged = calls, sums, 0.0
+        self._recent: deque[Mark] = deque()  # taken within JITTER
+        # The reference: the level after `_ref_calls` calls, at `_ref_at`.
+        self._ref_at, self._ref_level, self._ref_calls = at, level, 0
+        self._ref_sums: Features = (0.0, 0.0, 0.0)
+        self._variance = self._grain**2 + 2.0 * calls  # of that level
+        self._ignored = 0  # answers to calls up to here are older than what is known from elsewhere
 
-    def take(self, cost: float, now: float) -> Mark:
-        self.bucket.take(cost, now)
-        self.margin = max(MARGIN, self.margin * 0.9995)
-        return Mark(cost, self.bucket.level(now), self._corrected)
+        self._margin: float | None = None  # None: to be reckoned anew
+        self._surprise = 1.0
+        self._odd: tuple[float, float, float] | None = None  # another window told, at what was spent, and when
+        self._observed: tuple[Mark, float] | None = None  # an answered call, and what was left after it
+        self._pace: Bucket | None = None
+        self._paced_until = 0.0
+        self._spread = Bucket(SLOWEST, 0.0, now)
 
-    def read(self, reading: Reading, mark: Mark | None, now: float) -> bool:
+    @property
+    def rate(self) -> float:
+        """Units per second."""
+        return max(self.limit / self.window, SLOWEST)
+
+    def cost(self, x: Features) -> float:
+        """What a call will be charged."""
+        return 1.0 if self._charge is None else self._charge.of(x)
+
+    def level(self, now: float) -> float:
+        """Units left at the provider, as far as it is known."""
+        return min(self.burst, self._ref_level + self.rate * (now - self._ref_at) - self._since()[1])
+
+    def wait(self, x: Features, now: float) -> float:
+        """Seconds until a call fits, with the margin beside it."""
+        if self._margin is None:
+            self._margin = self._reckon_margin()
+        cost = self.cost(x)
+        lacking = min(cost + self._margin, self.burst) - self.level(now)
+        seconds = lacking / self.rate if lacking > 0.0 else 0.0
+        if self._charge is not None:
+            seconds = max(seconds, self._spread.wait(0.0, now))
+        if self._pace is not None:
+            if now > self._paced_until or self.level(now) > 0.5 * self.burst:
+                self._pace = None
+            else:
+                seconds = max(seconds, self._pace.wait(0.0, now))
+        return seconds if seconds > EARLY else 0.0
+
+    def is_sure(self, x: Features) -> bool:
+        """Whether it knows well enough what a call is charged."""
+        charge = self._charge
+        return charge is None or (charge.seen >= SURE_AFTER and charge.doubt(x, 0) < SURE * charge.of(x))
+
+    def take(self, x: Features, now: float) -> Mark:
+        cost = self.cost(x)
+        if self._ref_level + self.rate * (now - self._ref_at) - self._since()[1] > self.burst:
+            self._refer(self.burst, now)  # it was full; what would have flowed in is lost
+        recent = self._recent
+        while recent and now - recent[0].at > JITTER:
+            past = recent.popleft()
+            past.after = self._charged - past.charged
+        before = self._charged - (recent[0].charged - recent[0].cost if recent else self._charged)
+        self._charged += cost
+        self._calls += 1
+        self._sums = _add(self._sums, x)
+        self._margin = None
+        mark = Mark(now, cost, self._calls, self._sums, self._charged, before)
+        recent.append(mark)
+        if self._pace is not None:
+            self._pace.take(cost, now)
+        if self._charge is not None:
+            rate = max(PACE * self.rate, self.burst / SPREAD_SECONDS)
+            self._spread.change(rate, max(SPREAD_CALLS * cost, SPREAD_SHARE * self.burst), now)
+            self._spread.take(cost, now)
+        return mark
+
+    def read(self, reading: Reading, mark: Mark | None, now: float, *, refused: bool = False) -> bool:
         """Correct by an answer; True where the limit itself changed."""
         limit = self.limit if reading.limit is None else reading.limit
-        window = self._believe_window(reading.window_seconds)
+        remaining = reading.remaining
+        spent = 0.0 if remaining is None else limit - remaining
+        window = self._believe_window(reading.window_seconds, spent, now)
         changed = limit != self.limit or window != self.window
         if changed:
-            self.limit, self.window = limit, window
-            self.bucket.change(limit / window, min(self.bucket.burst, limit), now)
-        if reading.remaining is None or mark is None:
+            level = self.level(now)
+            self.limit, self.window, self.burst = limit, window, max(1.0, min(self.burst, limit))
+            self._refer(min(level, limit), now, keep=True)
+        if mark is None or remaining is None or refused:
             return changed
-        seen = min(limit, reading.remaining + mark.cost)
-        if seen > self.bucket.burst:
-            self.bucket.change(self.bucket.rate, seen, now)
-        error = reading.remaining - (mark.level + self._corrected - mark.corrected)
-        correction = error if error < 0.0 else error * TRUST
-        self._corrected += correction
-        self.bucket.set_level(self.bucket.level(now) + correction, now)
+        self.burst = max(self.burst, min(limit, remaining + mark.cost))
+        self._surprise = max(1.0, self._surprise * CALM)
+        self._learn_charge(mark, remaining)
+        if mark.calls > self._ignored:
+            self._believe(mark, remaining)
         return changed
 
-    def refused(self, cost: float, hold: float, now: float) -> None:
-        """A call of `cost` was refused and fits after `hold` seconds."""
-        level = min(cost - hold * self.bucket.rate, self.bucket.level(now))
-        self._corrected += level - self.bucket.level(now)
-        self.bucket.set_level(level, now)
-        self.margin = min(MARGIN_MAX, self.margin * 1.5)
+    def explains(self, mark: Mark | None, remaining: float | None, now: float) -> bool:
+        """Whether a refusal that told `remaining` was to be expected: there was no room for the call, or hardly any."""
+        cost = 1.0 if mark is None else mark.cost
+        if remaining is not None:
+            return remaining < 1.5 * cost + self._grain
+        return self.level(now) < cost + self._reckon_margin() + 0.05 * self.limit
 
-    def _believe_window(self, told: float | None) -> float:
-        """Another window than the one believed in counts only when told twice: rounding can fake one."""
-        if told is None or abs(told - self.window) <= 0.05 * self.window:
-            self._odd_window = None
-        elif self._odd_window is not None and abs(told - self._odd_window) <= 0.05 * told:
-            self._odd_window = None
-            return told
+    def refused(self, mark: Mark | None, remaining: float | None, hold: float, ours: bool, now: float) -> None:
+        """A call was refused, so it was not charged.
+
+        Args:
+            remaining: what its headers told.
+            ours: it was refused for this limit; the next call fits after `hold` seconds.
+        """
+        self._observed = None
+        if ours:
+            if self._pace is None:
+                self._surprise = min(SURPRISE_MAX, self._surprise * SURPRISE)
+            self._refer(min(self.level(now), 0.0 if remaining is None else remaining), now)
+            self._pace = Bucket(self.rate * PACE, 0.0, now)
+            self._paced_until = now + hold + PACED_SECONDS
+        elif mark is not None and mark.calls > self._ref_calls:
+            self._refer(min(self.burst, self.level(now) + mark.cost), now, keep=True)
+            self._variance += mark.cost**2
+
+    def _refer(self, level: float, now: float, *, keep: bool = False) -> None:
+        """Reckon from here: `level` is left now. `keep`: answers still to come may correct it."""
+        self._variance += self._since()[0] ** 2
+        self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = now, level, self._calls, self._sums
+        self._margin = None
+        if not keep:
+            self._ignored = self._calls
+
+    def _since(self) -> tuple[float, float]:
+        """(doubt, charge) of the calls since the reference, in units."""
+        calls = self._calls - self._ref_calls
+        if self._charge is None or not calls:
+            return 0.0, float(calls)
+        x = _less(self._sums, self._ref_sums)
+        return self._charge.doubt(x, calls), self._charge.of(x)
+
+    def _reckon_margin(self) -> float:
+        doubt = SIGMAS * sqrt(self._variance + self._since()[0] ** 2) + self._grain + 2 * JITTER * self.rate
+        return min(doubt * self._surprise, MARGIN_MAX * self.burst)
+
+    def _believe(self, mark: Mark, remaining: float) -> None:
+        """Correct the reference, or move it to a newer call. Source: Kalman, "A New Approach to Linear Filtering",
+        1960; the state is the level after the call of the reference."""
+        calls, x = mark.calls - self._ref_calls, _less(mark.sums, self._ref_sums)
+        if self._charge is None:
+            charge, between = float(calls), 0.0
+        elif calls >= 0:
+            charge, between = (self._charge.of(x) if calls else 0.0), self._charge.doubt(x, calls) ** 2
         else:
-            self._odd_window = told
+            older = _less((0.0, 0.0, 0.0), x)
+            charge, between = -self._charge.of(older), self._charge.doubt(older, -calls) ** 2
+        expected = self._ref_level + self.rate * (mark.at - self._ref_at) - charge
+        error = remaining - expected
+        prior = self._variance + DRIFT
+        doubt = (OVERTAKING * (mark.before + self._after(mark))) ** 2 + self._grain**2
+        if calls > 0:
+            prior += between
+        else:
+            doubt += between
+        if error**2 > SIGMAS**2 * (prior + doubt):  # others use the limit too, or it is another one now
+            prior += error**2 / SIGMAS
+        gain = prior / (prior + doubt)
+        self._variance = (1.0 - gain) * prior
+        self._margin = None
+        if calls > 0:
+            self._ref_at, self._ref_calls, self._ref_sums = mark.at, mark.calls, mark.sums
+            self._ref_level = expected + gain * error
+        else:
+            self._ref_level += gain * error
+
+    def _learn_charge(self, mark: Mark, remaining: float) -> None:
+        """Between two answers `remaining` fell by what was charged, less the refill."""
+        if self._charge is None:
+            return
+        if not 0.0 < remaining < 0.95 * self.burst or mark.calls <= self._ignored:
+            self._observed = None  # a full bucket hides what flowed back, an empty one what was owed
+            return
+        if self._observed is None:
+            self._observed = mark, remaining
+            return
+        then, left = self._observed
+        doubt = 0.5 * (mark.before + self._after(mark) + then.before + self._after(then)) + self._grain
+        if abs(mark.charged - then.charged) < SPAN * doubt:
+            return
+        self._observed = mark, remaining
+        calls, x = mark.calls - then.calls, _less(mark.sums, then.sums)
+        charged = left - remaining + self.rate * (mark.at - then.at)
+        if calls < 0:
+            calls, charged, x = -calls, -charged, _less((0.0, 0.0, 0.0), x)
+        self._charge.learn(x, charged, calls, doubt)
+        self._margin = None
+
+    def _after(self, mark: Mark) -> float:
+        return self._charged - mark.charged if mark.after is None else mark.after
+
+    def _believe_window(self, told: float | None, spent: float, now: float) -> float:
+        """Another window than the one believed in counts when two answers agree on it, told of different levels or
+        at different times: rounding and fixed windows can fake one."""
+        if told is None or abs(told - self.window) <= 0.05 * self.window:
+            self._odd = None
+            return self.window
+        if self._odd is None or abs(told - self._odd[0]) > 0.05 * told:
+            self._odd = told, spent, now
+        elif max(spent, self._odd[1]) > 1.3 * min(spent, self._odd[1]) or now - self._odd[2] > 2.0:
+            self._odd = None
+            return told
         return self.window
+
+
+def _add(x: Features, y: Features) -> Features:
+    return x[0] + y[0], x[1] + y[1], x[2] + y[2]
+
+
+def _less(x: Features, y: Features) -> Features:
+    return x[0] - y[0], x[1] - y[1], x[2] - y[2]

@@ -32,6 +32,16 @@ _DECODE = msgspec.json.Decoder()
 _ENDS = ("message_stop", "response.completed", "response.failed", "response.incomplete")
 
 
+def is_stream(headers: Mapping[str, str]) -> bool:
+    """Whether an answer is a stream of events that can be read; a compressed one passes like any other body.
+
+    Args:
+        headers: of the answer, names in lower case.
+    """
+    encoding = headers.get("content-encoding", "identity")
+    return headers.get("content-type", "").startswith("text/event-stream") and encoding == "identity"
+
+
 class Reader:
     """The state of one stream, as far as its bytes have been fed.
 

@@ -1,0 +1,245 @@
+"""The command line. What is for people goes to stderr; what is for programs, to stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Coroutine
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvloop
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from proxy import app as gateway_app
+from proxy import config, demo, simulator
+from proxy.config import ConfigError, Settings
+from proxy.simulator import profiles
+
+Result = TypeVar("Result")
+
+cli = typer.Typer(
+    name="penstock",
+    help="An LLM gateway: point any OpenAI client's base_url at it. It decides who may call which upstream and when, "
+    "backs off for everybody at once, passes streams through, and measures every call.",
+    epilog="Begin with `penstock demo`; then set OPENAI_API_KEY and run `penstock serve`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+err = Console(stderr=True, highlight=False)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="PENSTOCK_CONFIG", help="The YAML file; see config/ for examples."),
+]
+
+
+def main() -> None:
+    cli()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"penstock {metadata.version('penstock')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@cli.command()
+def serve(
+    config_file: ConfigFile = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more, to stderr.")] = False,
+) -> None:
+    """Run the gateway.
+
+    Without a file, OPENAI_API_KEY and ANTHROPIC_API_KEY in the environment are enough. Any setting can be given as a
+    variable: PENSTOCK_SERVER__PORT=9000. SIGHUP reloads the file, SIGTERM lets calls in flight end and stops.
+    """
+    _log(debug)
+
+    def load() -> Settings:
+        return config.load(config_file, os.environ)
+
+    def ready(gateway: gateway_app.Gateway) -> None:
+        server = gateway.plan.settings.server
+        err.print(f"[bold]penstock[/bold] {metadata.version('penstock')} is up")
+        err.print(f"  clients   base_url = {_url(server.host, gateway.port)}/v1", soft_wrap=True)
+        err.print(f"  admin     {_url(server.admin_host, gateway.admin_port)}  (/metrics /healthz /readyz)")
+        err.print(f"  models    {', '.join(gateway.plan.settings.models) or 'none'}", soft_wrap=True)
+
+    settings = _checked(load)
+    try:
+        ended = _run(gateway_app.serve(settings, load, log_fd=1, ready=ready))
+    except OSError as error:
+        _fail(f"cannot listen: {error.strerror or error}; choose another server.port or server.admin_port")
+    if not ended:
+        err.print("stopped; some calls were still in flight at the deadline and were cut off")
+
+
+@cli.command()
+def check(
+    file: Annotated[Path | None, typer.Argument(help="The YAML file; none: the environment alone.")] = None,
+) -> None:
+    """Tell every mistake of a configuration at once, each with its line and what would be right."""
+    settings = _checked(lambda: config.load(file, os.environ))
+    typer.echo(f"{file or 'environment'}: ok, {len(settings.models)} models on {len(settings.upstreams)} upstreams")
+
+
+@cli.command()
+def schema() -> None:
+    """Write the JSON Schema of the configuration, for editors."""
+    typer.echo(json.dumps(config.json_schema(), indent=2, ensure_ascii=False))
+
+
+@cli.command()
+def limits(
+    admin: Annotated[
+        str, typer.Option(help="Address of a running gateway's admin port.", envvar="PENSTOCK_ADMIN_URL")
+    ] = "http://127.0.0.1:8081",
+    key: Annotated[
+        str | None, typer.Option(help="Its server.admin_key, if it has one.", envvar="PENSTOCK_ADMIN_KEY")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show every limit of a running gateway: how much, known from what and since when, the level now, who waits."""
+    said = _ask(f"{admin.rstrip('/')}/admin/limits", key)
+    if as_json:
+        typer.echo(json.dumps(said, indent=2))
+        return
+    Console(highlight=False).print(_limits_table(said["limits"]))
+
+
+@cli.command()
+def simulate(
+    profile: Annotated[
+        str, typer.Option(help=f"What kind of provider: {', '.join(profiles.BY_NAME)}.", show_default=True)
+    ] = "tight",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 9000,
+    seed: Annotated[int, typer.Option(help="The same seed and calls give the same run.")] = 0,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0, help="Another limit of requests.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(min=0, help="Another limit of tokens.")] = None,
+    error_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered 500.")] = 0.0,
+    cut_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of streams that end in the middle.")] = 0.0,
+) -> None:
+    """Run a simulated provider: OpenAI's API with real limits, headers and refusals, and no model behind it."""
+    known = profiles.BY_NAME.get(profile)
+    if known is None:
+        _fail(f"there is no profile `{profile}`; choose one of {', '.join(profiles.BY_NAME)}")
+    chosen = replace(known, error_rate=error_rate, cut_rate=cut_rate)
+    if requests_per_minute is not None:
+        chosen = replace(chosen, requests_per_minute=requests_per_minute, requests_burst=None)
+    if tokens_per_minute is not None:
+        chosen = replace(chosen, tokens_per_minute=tokens_per_minute, tokens_burst=None)
+
+    async def stay() -> None:
+        async with simulator.serving(chosen, host=host, port=port, seed=seed) as running:
+            err.print(f"simulated provider `{profile}` at {running.base_url}; Ctrl-C ends it")
+            await asyncio.Event().wait()
+
+    try:
+        _run(stay())
+    except OSError as error:
+        _fail(f"cannot listen: {error.strerror or error}; choose another --port")
+    except KeyboardInterrupt:
+        pass
+
+
+@cli.command(name="demo")
+def demo_command(
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up after the summary, to be tried out.")] = False,
+    calls: Annotated[int, typer.Option(min=1, max=2000, help="How many calls at once.")] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same provider.")] = 0,
+) -> None:
+    """Send a burst of calls straight to a provider with limits, then through the gateway, and compare."""
+    raise typer.Exit(_run(demo.run(keep=keep, calls=calls, seed=seed)))
+
+
+def _ask(url: str, key: str | None) -> Any:
+    """What a running gateway answers on its admin port."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - the operator's own address
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        _fail(f"{url} answered {error.code}" + ("; give its server.admin_key with --key" if error.code == 401 else ""))
+    except (OSError, ValueError) as error:
+        _fail(f"no gateway at {url} ({error}); is it running, and is --admin right?")
+
+
+def _limits_table(pools: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("pool", "limit", "source"):
+        table.add_column(heading)
+    for heading in ("per minute", "level", "known", "hold", "in flight", "waiting"):
+        table.add_column(heading, justify="right")
+    for pool in pools:
+        places = f"{pool['in_use']}" if pool["concurrency"] is None else f"{pool['in_use']}/{pool['concurrency']}"
+        who = f"{sum(pool['waiting'].values())}"
+        if not pool["limits"]:
+            source = "cold start" if pool["cold_calls"] is not None else "-"
+            table.add_row(pool["pool"], "-", source, "-", "-", "-", f"{pool['hold_seconds']:.1f} s", places, who)
+        for limit in pool["limits"]:
+            known = "-" if limit["known_seconds"] is None else f"{limit['known_seconds']:.0f} s"
+            table.add_row(
+                pool["pool"],
+                limit["limit"],
+                limit["source"],
+                f"{limit['per_minute']:,.0f}",
+                f"{limit['level']:,.0f}",
+                known,
+                f"{limit['hold_seconds']:.1f} s",
+                places,
+                who,
+            )
+    return table
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _checked(load: Any) -> Settings:
+    """The settings, or every mistake on stdout and exit code 1."""
+    try:
+        settings: Settings = load()
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(str(problem))
+        raise typer.Exit(1) from None
+    return settings
+
+
+def _log(debug: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("penstock").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"[red]penstock:[/red] {message}", soft_wrap=True)
+    raise typer.Exit(1)

@@ -1,0 +1,98 @@
+"""What a provider charges for a call at its admission, learned from how its `remaining` falls.
+
+Providers count differently, and change it: characters / 4 + max_tokens, characters / 4 alone, their own tokenizer. So
+the charge is a sum of weights that are learned: of the estimated input, of max_tokens, and, for calls without one, of
+what the provider then assumes. Recursive least squares with forgetting; the estimate never falls below one token.
+
+Source: Haykin, "Adaptive Filter Theory", ch. 10 (RLS with exponential weighting).
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+SCALE = 1000.0  # tokens; features and charges are learned in thousands, so that the numbers stay near 1
+FORGET = 0.998  # of the past, with each observation: some 500 calls are remembered
+UNSURE_INPUT = 0.4  # how far the first guess (input weighs 1, the rest 0) may be off, in weights
+UNSURE_REST = 1.0
+FIRST_SCATTER = 0.2  # of a call's charge: how far it is from its estimate, until that is known
+SCATTER_WEIGHT = 0.03  # of the newest surprise, in the mean
+OUTLIER = 4.0  # sigmas; a surprise beyond counts as that much
+
+Features = tuple[float, float, float]
+
+
+def features(input_tokens: float, max_tokens: int | None) -> Features:
+    """What the charge is a sum of, in thousands of tokens; the last is 1 for a call without max_tokens."""
+    return input_tokens / SCALE, (max_tokens or 0) / SCALE, 1.0 if max_tokens is None else 0.0
+
+
+class Charge:
+    """Weights of one limit's charge. All amounts are tokens.
+
+    Args:
+        of_output: the limit counts output, so the first guess is max_tokens.
+    """
+
+    __slots__ = ("_p", "_w", "seen", "variance")
+
+    def __init__(self, *, of_output: bool = False) -> None:
+        self._w = [0.0, 1.0, 0.0] if of_output else [1.0, 0.0, 0.0]
+        self._p = [[UNSURE_INPUT**2, 0.0, 0.0], [0.0, UNSURE_REST**2, 0.0], [0.0, 0.0, UNSURE_REST**2]]
+        self.variance = 0.0  # of one call's charge about its estimate, tokens squared
+        self.seen = 0
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of a token of input, of a token of max_tokens, and tokens assumed for a call without max_tokens."""
+        return self._w[0], self._w[1], self._w[2] * SCALE
+
+    def of(self, x: Features) -> float:
+        """Tokens that will be charged for a call, or for several whose features sum to `x`."""
+        w = self._w
+        return max(1.0, (w[0] * x[0] + w[1] * x[1] + w[2] * x[2]) * SCALE)
+
+    def doubt(self, x: Features, calls: int) -> float:
+        """The standard deviation of what `of` says of `calls` calls together, in tokens: the weights may be wrong for
+        all of them alike, and each may differ from its estimate."""
+        return sqrt(max(0.0, self._spread(x)) * SCALE**2 + calls * self.variance)
+
+    def learn(self, x: Features, charged: float, calls: int, doubt: float) -> None:
+        """Calls with features that sum to `x` were charged `charged` tokens in all.
+
+        Args:
+            calls: how many, >= 1.
+            doubt: tokens by which `charged` may be off for reasons beside the charge: rounding, calls overtaking.
+        """
+        w, p = self._w, self._p
+        surprise = charged / SCALE - (w[0] * x[0] + w[1] * x[1] + w[2] * x[2])
+        px = [row[0] * x[0] + row[1] * x[1] + row[2] * x[2] for row in p]
+        spread, doubt = x[0] * px[0] + x[1] * px[1] + x[2] * px[2], doubt / SCALE
+        typical = max(abs(charged / calls), 1.0) / SCALE
+        if not self.seen:
+            self.variance = (FIRST_SCATTER * typical * SCALE) ** 2
+        scatter = calls * self.variance / SCALE**2
+        expected = spread + scatter + doubt**2 + 1e-9
+        most = OUTLIER * sqrt(expected)
+        surprise = min(most, max(-most, surprise))
+        self.seen += 1
+        told = min(1.0, calls * (FIRST_SCATTER * typical / max(doubt, 1e-9)) ** 2)  # how much it tells of the scatter
+        unexplained = (surprise**2 - spread - (0.25 * doubt) ** 2) / calls * SCALE**2
+        change = told * max(SCATTER_WEIGHT, 1.0 / (self.seen + 4)) * (unexplained - self.variance)
+        self.variance = max(0.0, self.variance + change)
+        for i in range(3):
+            gain = px[i] / expected
+            w[i] += gain * surprise
+            for j in range(3):
+                p[i][j] -= gain * px[j]
+        for i, most in enumerate((UNSURE_INPUT**2, UNSURE_REST**2, UNSURE_REST**2)):
+            if p[i][i] < FORGET * most:  # forgetting never makes it less sure than it was at first
+                for j in range(3):
+                    p[i][j] /= sqrt(FORGET)
+                    p[j][i] /= sqrt(FORGET)
+
+    def _spread(self, x: Features) -> float:
+        total = 0.0
+        for row, own in zip(self._p, x, strict=True):
+            total += own * (row[0] * x[0] + row[1] * x[1] + row[2] * x[2])
+        return total
