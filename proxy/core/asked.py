@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+
+from proxy.core.usage import TOKENS_MAX
 
 CHARS_PER_TOKEN = 4.0  # OpenAI's rule of thumb for English; the limits learn the true ratio
 _ENCODE = msgspec.json.encode
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TRUE = msgspec.Raw(b"true")
-_WANT_USAGE = b'{"include_usage":true}'
 
 
 class Unreadable(ValueError):
@@ -31,6 +33,7 @@ class _Asked(msgspec.Struct):
 
 
 _READ = msgspec.json.Decoder(_Asked)
+_DECIDING = _Asked.__struct_fields__
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class Asked:
         body: the bytes as the client sent them.
         model: as the client wrote it.
         stream: whether the answer is to be streamed.
-        max_tokens: the most the answer may have, None where the client set no bound.
+        max_tokens: the most the answer may have, in [0, TOKENS_MAX]; None where the client set no bound.
         wants_usage: whether the client itself asked for the usage of a stream.
     """
 
@@ -49,7 +52,8 @@ class Asked:
     stream: bool
     max_tokens: int | None
     wants_usage: bool
-    _fields: dict[str, msgspec.Raw] | None = field(default=None, repr=False)
+    _fields: Mapping[str, msgspec.Raw] = field(default_factory=dict, repr=False)
+    _stream_options: Mapping[str, msgspec.Raw] = field(default_factory=dict, repr=False)
 
     @property
     def input_tokens(self) -> float:
@@ -61,19 +65,13 @@ class Asked:
 
         Values that are not changed keep their bytes.
         """
-        if model == self.model and not ask_usage:
+        if not self.body or (model == self.model and not ask_usage):
             return self.body
-        if self._fields is None:
-            self._fields = _FIELDS.decode(self.body)
         fields = dict(self._fields)
         if model != self.model:
             fields["model"] = msgspec.Raw(_ENCODE(model))
         if ask_usage:
-            options = fields.get("stream_options")
-            if options is None or bytes(options).strip() == b"null":
-                fields["stream_options"] = msgspec.Raw(_WANT_USAGE)
-            else:
-                fields["stream_options"] = msgspec.Raw(_ENCODE(_FIELDS.decode(options) | {"include_usage": _TRUE}))
+            fields["stream_options"] = msgspec.Raw(_ENCODE({**self._stream_options, "include_usage": _TRUE}))
         return _ENCODE(fields)
 
 
@@ -84,7 +82,8 @@ def read(body: bytes) -> Asked:
         Unreadable: not a JSON object, no `model`, or a field that decides has the wrong type.
     """
     try:
-        asked = _READ.decode(body)
+        fields = _FIELDS.decode(body)
+        asked = _READ.decode(_ENCODE({name: fields[name] for name in _DECIDING if name in fields}))
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -94,13 +93,16 @@ def read(body: bytes) -> Asked:
     if not asked.model:
         raise Unreadable("`model` is empty; name the model to call", code="missing_model", param="model")
     options = asked.stream_options or {}
-    most = (asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens)
+    bounds = (asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens)
+    bound = next((value for value in bounds if value is not None), None)
     return Asked(
         body=body,
         model=asked.model,
         stream=bool(asked.stream),
-        max_tokens=next((value for value in most if value is not None), None),
+        max_tokens=None if bound is None else min(max(bound, 0), TOKENS_MAX),
         wants_usage=bytes(options.get("include_usage", b"")).strip() == b"true",
+        _fields=fields,
+        _stream_options=options,
     )
 
 

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 from math import sqrt
 
-SCALE = 1000.0  # tokens; features and charges are learned in thousands, so that the numbers stay near 1
+from proxy.core.journal import SCALE, Features
+
 FORGET = 0.998  # of the past, with each observation: some 500 calls are remembered
 UNSURE_INPUT = 0.4  # how far the first guess (input weighs 1, the rest 0) may be off, in weights
 UNSURE_REST = 1.0
 FIRST_SCATTER = 0.2  # of a call's charge: how far it is from its estimate, until that is known
 SCATTER_WEIGHT = 0.03  # of the newest surprise, in the mean
 OUTLIER = 4.0  # sigmas; a surprise beyond counts as that much
-
-Features = tuple[float, float, float]
-
-
-def features(input_tokens: float, max_tokens: int | None) -> Features:
-    """What the charge is a sum of, in thousands of tokens; the last is 1 for a call without max_tokens."""
-    return input_tokens / SCALE, (max_tokens or 0) / SCALE, 1.0 if max_tokens is None else 0.0
 
 
 class Charge:

@@ -9,14 +9,19 @@ Rules
    nobody new enters until the count has drained below.
 2. Between lanes (class, caller, targets) the better class goes first; a wait of 30 s is worth one class. Within a class
    the caller that was served least goes first, then who came first. Within a lane the order of arrival holds.
-3. Nobody waits while a target of theirs has room and no better one is held up by a reservation (rule 6).
+3. Nobody who stands first in a lane waits while a target of theirs has room that is not reserved (rule 6).
 4. Every ticket ends exactly once. Ending it again changes nothing, so callers may end a ticket in `finally` without
    asking what became of it.
-5. A ticket that pauses (its upstream said no) gives the target's pools back and keeps the process's place; when it asks
-   again it stands at the head of its lane.
+5. A ticket that pauses (its upstream said no) was not served; it gives the target's pools back and keeps the process's
+   place. When it asks again it stands at the head of its lane.
 6. A head that fits nowhere because it is large, and has waited 2 s, reserves: nobody of a later turn takes from the
    pools it waits for, so the small do not starve the large.
 7. A caller that was idle starts at the level of the least served active one: nobody saves up turns.
+8. While batch calls wait, one of `BATCH_EVERY` that leave the queue is a batch call: they keep 5 %.
+9. Who would wait beyond the deadline is refused at once, and told how long the wait would have been.
+10. A class in `overload` whose queue has stood for longer than its target is overloaded: the newest of a lane goes
+    first, and who has waited `OVERLOAD_WAIT` is refused. Old waiters are gone, or will be before their answer; the new
+    ones can still be served in time. Batch calls have all the time there is, and are never in `overload`.
 
 Rules 1 and 2 began as those of `trio.CapacityLimiter`. Service is counted as in the Virtual Token Counter of Sheng et
 al., "Fairness in Serving Large Language Models", OSDI 2024: input tokens + 2 x output tokens, divided by the weight.
@@ -26,7 +31,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -39,13 +44,28 @@ AGING_SECONDS = 30.0  # a wait this long is worth one class
 RESERVE_SECONDS = 2.0  # a head that waited this long without fitting holds its pools for itself
 OUTPUT_WEIGHT = 2.0  # an output token costs about twice an input token (Sheng et al., section 3)
 OUTPUT_GUESS = 256.0  # tokens, where the call names no maximum
-PACE_WEIGHT = 0.1  # of the newest interval, in the mean time between two departures from the queue
+BATCH_EVERY = 20
+OVERLOAD_WAIT = 2.0  # seconds
+PACE_OF = 64  # departures from the queue that its pace is the mean of
+PACE_FROM = 8  # fewer tell nothing
+CAUTION = 0.8  # of a wait guessed from the pace, so that nobody is refused who would have been in time
 
 
 class Priority(IntEnum):
     INTERACTIVE = 0
     DEFAULT = 1
     BATCH = 2
+
+
+STANDING_SECONDS = {Priority.INTERACTIVE: 0.5, Priority.DEFAULT: 5.0}  # a queue that stands for longer is overload
+
+
+class Refusal(Enum):
+    """Why a ticket was refused."""
+
+    FULL = "full"  # too many wait already
+    LATE = "late"  # it would wait beyond its deadline
+    OVERLOAD = "overload"  # rule 10
 
 
 class State(Enum):
@@ -83,6 +103,8 @@ class Ticket:
     target: Target | None = None  # where it may go, once HELD
     reservations: list[tuple[Pool, Reservation]] = field(default_factory=list)
     waited_for: str = ""  # label of the pool that kept it waiting, or that it was refused by
+    refusal: Refusal | None = None
+    expected_wait: float = 0.0  # seconds, once REFUSED
     inside: bool = False  # holds the process's place
     lane: _Lane | None = None  # where it stands while WAITING
 
@@ -96,10 +118,13 @@ class _Lane:
     targets: tuple[Target, ...]
     tickets: OrderedDict[Ticket, None] = field(default_factory=OrderedDict)
     blocked_by: str = ""
+    wait: float = 0.0  # seconds that its head will wait at least, as of the last look
+    newest_first: bool = False
 
     @property
     def head(self) -> Ticket:
-        return next(iter(self.tickets))
+        first = next(iter(self.tickets))
+        return next(reversed(self.tickets)) if self.newest_first and not first.inside else first
 
 
 @dataclass(slots=True)
@@ -119,38 +144,58 @@ class Gate:
         process: the pool every call needs; its `concurrency` bounds all.
         queue_limit: waiters beyond which a newcomer is refused at once, >= 0.
         weights: of the callers, > 0; 1.0 where a caller is not named.
+        overload: the classes that rule 10 is for.
 
-    Whoever is let in while waiting is put into `woken`, for the owner to wake and to clear. `wake_at` says when to call
-    `advance`, because a rate or a hold will have room then (inf: nobody waits for time to pass).
+    All four may be changed at any time; `advance` then lets in whoever fits by then.
+
+    Whoever is let in or refused while waiting is put into `woken`, for the owner to wake and to clear. `wake_at` says
+    when to call `advance`, because a rate or a hold will have room then (inf: nobody waits for time to pass).
     """
 
-    def __init__(self, process: Pool, queue_limit: int, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        process: Pool,
+        queue_limit: int,
+        weights: Mapping[str, float] | None = None,
+        overload: frozenset[Priority] = frozenset(),
+    ) -> None:
         self.process = process
         self.queue_limit = queue_limit
         self.weights: Mapping[str, float] = weights or {}
+        self.overload = overload
         self.waiting = 0
         self.wake_at = math.inf
         self.woken: list[Ticket] = []
         self._lanes: dict[tuple[Priority, str, tuple[Target, ...]], _Lane] = {}
         self._service: dict[str, float] = {}
         self._busy: dict[str, int] = {}  # tickets not yet ended, by caller
-        self._left_at: float | None = None
-        self._pace: float | None = None  # mean seconds between two departures from the queue
+        self._of_class = dict.fromkeys(Priority, 0)  # how many wait
+        self._standing: dict[Priority, float] = {}  # since when somebody of the class waits
+        self._without_batch = 0  # departures since a batch call's, while one waited
+        self._departures: dict[str, deque[float]] = {}  # times, by what was waited for
 
     def ask(
-        self, now: float, targets: tuple[Target, ...], size: Size, *, priority: Priority, caller: str = ""
+        self,
+        now: float,
+        targets: tuple[Target, ...],
+        size: Size,
+        *,
+        priority: Priority,
+        caller: str = "",
+        deadline: float = math.inf,
     ) -> Ticket:
-        """Return a ticket that is already HELD, WAITING, or REFUSED because the queue is full."""
+        """Return a ticket that is HELD, WAITING, or REFUSED because the queue is full, or too slow for the deadline."""
         ticket = Ticket(targets, size, priority, caller, since=now)
         self._arrive(caller)
         if not self.waiting and self._enter(ticket, now):
             return ticket
-        self._line_up(ticket)  # for its turn at least: a full queue is no way past a reservation
+        self._line_up(ticket, now)  # for its turn at least: a full queue is no way past a reservation
         self._fill(now)
-        if ticket.lane is not None and self.waiting > self.queue_limit:
-            self._step_out(ticket)
-            ticket.state = State.REFUSED
-            self._depart(caller)
+        if ticket.lane is not None:
+            if self.waiting > self.queue_limit:
+                self._refuse(ticket, Refusal.FULL, ticket.lane)
+            elif now + self._expected_wait(ticket.lane) > deadline:
+                self._refuse(ticket, Refusal.LATE, ticket.lane)
         return ticket
 
     def pause(self, ticket: Ticket, now: float) -> None:
@@ -165,7 +210,7 @@ class Gate:
         """Ask again after a pause, at the head of the lane. Never refused by a full queue: it is inside already."""
         assert ticket.state is State.PAUSED
         ticket.targets, ticket.state = targets, State.WAITING
-        self._line_up(ticket, first=True)
+        self._line_up(ticket, now, first=True)
         self._fill(now)
 
     def end(self, ticket: Ticket, now: float) -> None:
@@ -191,13 +236,6 @@ class Gate:
         """Correct what `ticket` was counted for at its admission by what it really used."""
         self._charge(ticket.caller, input_tokens + OUTPUT_WEIGHT * output_tokens - _guess(ticket.size))
 
-    def expected_wait(self) -> float:
-        """Seconds a newcomer of the default class would wait, by the pace of late; 0.0 when nobody waits."""
-        if not self.waiting:
-            return 0.0
-        pace = self._pace if self._pace is not None else 1.0 / self.waiting
-        return (self.waiting + 1) * pace
-
     def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
         """The pools as they are now, each label with those who wait for it."""
         waiting: dict[str, dict[Priority, int]] = {}
@@ -216,6 +254,8 @@ class Gate:
     def _fill(self, now: float) -> None:
         """Let in whoever may enter, best lane first. O(lanes log lanes), and O(log lanes) for each that enters."""
         self.wake_at = math.inf
+        if self.overload and self.waiting:
+            self._shed(now)
         if not self.waiting:
             return
         turns = [(self._turn(lane, now), id(lane), lane) for lane in self._lanes.values()]
@@ -226,21 +266,58 @@ class Gate:
             ticket = lane.head
             if self._enter(ticket, now, reserved):
                 self._step_out(ticket)
-                self._note_departure(now)
+                self._note_departure(ticket, now)
                 self.woken.append(ticket)
                 if lane.tickets:
                     heapq.heappush(turns, (self._turn(lane, now), id(lane), lane))
                 continue
             lane.blocked_by, wait = self._blocker(ticket, now, reserved)
+            lane.wait = wait if wait < math.inf else 0.0
             ticket.waited_for = ticket.waited_for or lane.blocked_by
             self.wake_at = min(self.wake_at, now + wait)
-        if not self.waiting:
-            self._left_at = None
 
     def _turn(self, lane: _Lane, now: float) -> tuple[int, float, float]:
         since = lane.head.since
         aged = max(0, lane.priority - int((now - since) / AGING_SECONDS))
+        if lane.priority is Priority.BATCH and self._without_batch >= BATCH_EVERY - 1:
+            aged = -1  # rule 8
         return aged, self._service.get(lane.caller, 0.0), since
+
+    def _shed(self, now: float) -> None:
+        """Rule 10: find the classes that are overloaded, and refuse those who have waited too long in them."""
+        for lane in list(self._lanes.values()):
+            if lane.priority not in self.overload:
+                continue
+            overloaded_at = self._standing[lane.priority] + STANDING_SECONDS[lane.priority]
+            lane.newest_first = now >= overloaded_at
+            while lane.tickets:
+                oldest = next(iter(lane.tickets))
+                refused_at = max(overloaded_at, oldest.since + OVERLOAD_WAIT)
+                if oldest.inside:
+                    break
+                if now < refused_at:
+                    self.wake_at = min(self.wake_at, refused_at)
+                    break
+                self._refuse(oldest, Refusal.OVERLOAD, lane)
+                self.woken.append(oldest)
+
+    def _refuse(self, ticket: Ticket, refusal: Refusal, lane: _Lane) -> None:
+        ticket.expected_wait = self._expected_wait(lane)
+        self._step_out(ticket)
+        ticket.state, ticket.refusal = State.REFUSED, refusal
+        self._depart(ticket.caller)
+
+    def _expected_wait(self, lane: _Lane) -> float:
+        """Seconds until the last of a lane starts: what its limit says, and what the pace of late lets guess."""
+        left = self._departures.get(lane.blocked_by)
+        if left is None or len(left) < PACE_FROM:
+            return lane.wait
+        ahead = sum(
+            len(other.tickets)
+            for other in self._lanes.values()
+            if other.blocked_by == lane.blocked_by and other.priority <= lane.priority
+        )
+        return max(lane.wait, CAUTION * ahead * (left[-1] - left[0]) / (len(left) - 1))
 
     def _enter(self, ticket: Ticket, now: float, reserved: set[Pool] | None = None) -> bool:
         if not ticket.inside and self.process.wait(ticket.size, now):
@@ -274,8 +351,6 @@ class Gate:
                 name, soonest = blocker.label, longest
         if now - ticket.since >= RESERVE_SECONDS:
             reserved |= wanted
-        elif soonest < math.inf:
-            soonest = min(soonest, ticket.since + RESERVE_SECONDS - now)  # look again when it may reserve
         return name, soonest
 
     def _leave_target(self, ticket: Ticket) -> None:
@@ -284,7 +359,7 @@ class Gate:
             pool.leave()
         ticket.target = None
 
-    def _line_up(self, ticket: Ticket, *, first: bool = False) -> None:
+    def _line_up(self, ticket: Ticket, now: float, *, first: bool = False) -> None:
         key = (ticket.priority, ticket.caller, ticket.targets)
         lane = self._lanes.get(key)
         if lane is None:
@@ -295,20 +370,29 @@ class Gate:
         ticket.lane = lane
         ticket.waited_for = lane.blocked_by
         self.waiting += 1
+        self._of_class[ticket.priority] += 1
+        self._standing.setdefault(ticket.priority, now)
 
     def _step_out(self, ticket: Ticket) -> None:
         lane, ticket.lane = ticket.lane, None
         assert lane is not None
         del lane.tickets[ticket]
         self.waiting -= 1
+        self._of_class[lane.priority] -= 1
+        if not self._of_class[lane.priority]:
+            del self._standing[lane.priority]
         if not lane.tickets:
             del self._lanes[(lane.priority, lane.caller, lane.targets)]
+        if not self.waiting:
+            self._departures.clear()
 
-    def _note_departure(self, now: float) -> None:
-        if self._left_at is not None:
-            gap = now - self._left_at
-            self._pace = gap if self._pace is None else self._pace + PACE_WEIGHT * (gap - self._pace)
-        self._left_at = now
+    def _note_departure(self, ticket: Ticket, now: float) -> None:
+        if ticket.priority is Priority.BATCH:
+            self._without_batch = 0
+        elif self._of_class[Priority.BATCH]:
+            self._without_batch += 1
+        if self.waiting:
+            self._departures.setdefault(ticket.waited_for, deque(maxlen=PACE_OF)).append(now)
 
     def _arrive(self, caller: str) -> None:
         active = self._busy.get(caller, 0)

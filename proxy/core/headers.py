@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -105,7 +106,11 @@ def readings(headers: Mapping[str, str], wall: float) -> tuple[Reading, ...]:
     for header in headers:
         if header.startswith("x-ratelimit-"):
             _, _, part, *names = header.split("-", 3)
-            if part in ("limit", "remaining") and names and (reading := _openai(headers, names[0])):
+            if not names or part not in ("limit", "remaining"):
+                continue
+            if part == "remaining" and f"x-ratelimit-limit-{names[0]}" in headers:
+                continue  # the limit's own turn reads both
+            if (reading := _openai(headers, names[0])) is not None:
                 found[reading.name] = reading
         elif header.startswith("anthropic-ratelimit-") and header.endswith(("-limit", "-remaining")):
             name = header.removeprefix("anthropic-ratelimit-").rpartition("-")[0]
@@ -138,6 +143,7 @@ _NAME = re.compile(r"(req|requests|tokens)(?:-(?:(\d{1,4})-)?(second|minute|hour
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": DAY, "month": MONTH}
 
 
+@lru_cache(maxsize=64)
 def _named(name: str) -> tuple[Kind | None, float | None]:
     match = _NAME.fullmatch(name)
     if match is None:

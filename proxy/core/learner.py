@@ -25,20 +25,23 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
 from proxy.core.bucket import Bucket
-from proxy.core.charge import Features, features
 from proxy.core.headers import Kind, Reading
-from proxy.core.mirror import Mark, Mirror
+from proxy.core.journal import Features, Journal, Mark, features
+from proxy.core.mirror import Mirror
 from proxy.core.outcome import Meaning, Reason
 from proxy.core.ramp import Ramp
-from proxy.core.silent import Silent, Stamp
+from proxy.core.silent import Silent
 from proxy.core.usage import Usage
+from proxy.core.window import Slot
 
 COLD_CALLS = 8  # sent to an upstream of which nothing is known
+COLD_RATE = 40.0  # calls per second at most while nothing is known, so that few are on their way to a sudden wall ...
+COLD_SHARE = 0.25  # ... or this much of what was answered, per second
 CEILING_SECONDS = 6.0  # the burst of a configured rate: 500 a minute let 50 go at once
 SILENCE_MAX = 60.0  # seconds; the longest silence towards an upstream that did not ask for it
 WORD_MAX = 60.0  # seconds; a retry-after beyond is believed only for limits whose window is longer
@@ -69,6 +72,10 @@ class Size:
     input_tokens: float = 0.0  # estimated: characters / 4
     max_tokens: int | None = None
     model: str = ""
+    features: Features = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", features(self.input_tokens, self.max_tokens))
 
 
 @dataclass(slots=True, frozen=True)
@@ -114,12 +121,8 @@ class Reservation:
     """What one attempt took; handed back to the learner with each piece of news."""
 
     size: Size
-    features: Features
-    at: float
-    calls: int  # taken until then, this one among them
-    sums: Features  # of the features of all those calls
-    marks: dict[str, Mark]  # by name of limit
-    stamps: dict[Kind, Stamp]
+    mark: Mark
+    slots: dict[Kind, Slot | None]
     tokens: float  # reserved in the caller's ledger
     overdue: bool  # let out by rule 2, although there seemed to be no room
     told: bool = False  # an answer, refusal or failure came
@@ -181,9 +184,10 @@ class Learner:
         self._holds: dict[Reason, _Hold] = {}
         self._held_until = -inf
         self._cold: float | None = COLD_CALLS
+        self._cold_pace = Bucket(COLD_RATE, COLD_CALLS, 0.0 if now is None else now)
         self._unanswered = 0
-        self._calls = 0
-        self._sums: Features = (0.0, 0.0, 0.0)
+        self._answered = 0
+        self._journal = Journal()
         self._output = 0.0  # mean output tokens of late
         self._reserved = 0.0
         self._used = 0.0
@@ -232,27 +236,23 @@ class Learner:
     def take(self, size: Size, now: float) -> Reservation:
         """Reserve for one attempt; right after `wait` said 0.0."""
         now = self._time(now)
-        x = features(size.input_tokens, size.max_tokens)
+        x = size.features
         self._unanswered += 1
-        self._calls += 1
-        self._sums = (self._sums[0] + x[0], self._sums[1] + x[1], self._sums[2] + x[2])
         overdue = self._last is not None and now - self._last >= SILENCE_MAX
         self._last = now
         for kind, bucket in self._ceilings.items():
             bucket.take(self._ceiling_cost(kind, size), now)
-        marks: dict[str, Mark] = {}
-        stamps: dict[Kind, Stamp] = {}
+        if self._cold is not None:
+            self._cold_pace.take(1.0, now)
         if self._learn:
-            for name, told in self._told.items():
-                marks[name] = told.mirror.take(x, now)
-            for kind in (Kind.REQUESTS, Kind.TOKENS):
-                if (guessed := self._guessed.get(kind)) is None:
-                    guessed = self._guessed[kind] = _Guessed(Silent(now))
-                stamps[kind] = guessed.silent.take(_guess(kind, size), now)
-            self._ramp.take(_guess(Kind.TOKENS, size), now)
+            for told in self._told.values():
+                told.mirror.take(x, now)
+        mark = self._journal.write(x, now)
+        slots = {kind: guessed.silent.take(x, now) for kind, guessed in self._guessed.items()}
+        self._ramp.take(size.input_tokens, now)
         tokens = self._ceiling_cost(Kind.TOKENS, size)
         self._reserved += tokens
-        return Reservation(size, x, now, self._calls, self._sums, marks, stamps, tokens, overdue)
+        return Reservation(size, mark, slots, tokens, overdue)
 
     # ── what became of an attempt ──
 
@@ -261,6 +261,7 @@ class Learner:
         now = self._time(now)
         if not self._tell(reservation):
             return
+        self._answered += 1
         for hold in self._holds.values():
             hold.next_seconds = 0.0
         for told in self._told.values():
@@ -270,10 +271,11 @@ class Learner:
                     told.doubts, told.aside_until = 0, now + SET_ASIDE_SECONDS
         self._read(reservation, readings, now)
         if self._cold is not None:
-            if self._told and all(told.mirror.is_sure(reservation.features) for told in self._told.values()):
+            if self._told and all(told.mirror.is_sure(reservation.mark.features) for told in self._told.values()):
                 self._cold = None
             elif self._unanswered + 1 >= self._cold / 2:  # it is used; what is not used proves nothing
                 self._cold += 1.0
+            self._cold_pace.change(max(COLD_RATE, COLD_SHARE * self._answered), COLD_CALLS, now)
 
     def refused(
         self,
@@ -296,7 +298,7 @@ class Learner:
         self._read(reservation, readings, now)
         reason = meaning.reason
         hold = self._holds.setdefault(reason, _Hold())
-        again = reservation.at < hold.until  # sent before the hold began: the same refusal once more
+        again = reservation.mark.at < hold.until  # sent before the hold began: the same refusal once more
         remaining = {reading.name: reading.remaining for reading in readings}
         explaining = self._explaining(reason, reservation, remaining, now)
         longest = max((WORD_MAX, *(told.mirror.window for told in explaining)))
@@ -317,13 +319,16 @@ class Learner:
                 self._ramp.slow_down(now)
             return
         for told in self._told.values():
-            mark, left = reservation.marks.get(told.name), remaining.get(told.name)
-            told.mirror.refused(mark, left, seconds, told in explaining, now)
+            told.mirror.refused(reservation.mark, remaining.get(told.name), seconds, told in explaining, now)
+        if explaining:
+            return
         kind = Kind.TOKENS if reason is Reason.TOKENS else Kind.REQUESTS
-        if not explaining and (stamp := reservation.stamps.get(kind)) is not None:
-            guessed = self._guessed[kind]
-            if guessed.silent.refused(stamp, seconds, retry_after is not None, now):
-                self._note_guess(kind, guessed, now)
+        guessed = self._guessed.get(kind)
+        if guessed is None:
+            guessed = self._guessed[kind] = _Guessed(Silent(self._journal, tokens=kind is Kind.TOKENS, now=now))
+        slot = reservation.slots.get(kind)
+        if guessed.silent.refused(reservation.mark, slot, seconds, retry_after is not None, now):
+            self._note_guess(kind, guessed, now)
 
     def failed(self, reservation: Reservation, now: float) -> None:
         """No answer came, or one that says nothing about rates."""
@@ -373,21 +378,20 @@ class Learner:
             for told in self._told.values()
             if now >= told.aside_until
         ]
-        for kind, guessed in self._guessed.items():
-            if (rate := guessed.silent.rate) is not None:
-                limits.append(
-                    Limit(
-                        kind.value,
-                        kind,
-                        _source(guessed),
-                        60 * rate,
-                        None,
-                        guessed.silent.level(now),
-                        self._held_for(kind, now),
-                        guessed.since - self._jumped,
-                        guessed.changes,
-                    )
-                )
+        limits += [
+            Limit(
+                kind.value,
+                kind,
+                _source(guessed),
+                60 * guessed.silent.rate,
+                None,
+                guessed.silent.level(now),
+                self._held_for(kind, now),
+                guessed.since - self._jumped,
+                guessed.changes,
+            )
+            for kind, guessed in self._guessed.items()
+        ]
         return Snapshot(
             limits=tuple(limits),
             hold_seconds=max(0.0, self._held_until - now),
@@ -411,18 +415,15 @@ class Learner:
 
     def _learned_wait(self, size: Size, now: float) -> float:
         seconds = 0.0
-        if self._cold is not None and self._unanswered >= self._cold:
-            seconds = ASK_AGAIN
-        if self._told:
-            x = features(size.input_tokens, size.max_tokens)
-            for told in self._told.values():
-                if now >= told.aside_until:
-                    seconds = max(seconds, told.mirror.wait(x, now))
-        for kind, guessed in self._guessed.items():
-            if guessed.silent.rate is not None:
-                seconds = max(seconds, guessed.silent.wait(_guess(kind, size), now))
+        if self._cold is not None:
+            seconds = ASK_AGAIN if self._unanswered >= self._cold else self._cold_pace.wait(1.0, now)
+        for told in self._told.values():
+            if now >= told.aside_until:
+                seconds = max(seconds, told.mirror.wait(size.features, now))
+        for guessed in self._guessed.values():
+            seconds = max(seconds, guessed.silent.wait(size.features, now))
         if self._ramp.rate is not None:
-            seconds = max(seconds, self._ramp.wait(_guess(Kind.TOKENS, size), now))
+            seconds = max(seconds, self._ramp.wait(size.input_tokens, now))
         return seconds
 
     def _tell(self, reservation: Reservation) -> bool:
@@ -436,19 +437,16 @@ class Learner:
     def _read(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
         if not self._learn:
             return
-        marks = reservation.marks
         for reading in readings:
             told = self._told.get(reading.name)
             if told is None:
                 if reading.limit is not None:
-                    sums, then = self._sums, reservation.sums
-                    since = sums[0] - then[0], sums[1] - then[1], sums[2] - then[2]
-                    mirror = Mirror(reading, self._calls - reservation.calls, since, reservation.at, now)
+                    mirror = Mirror(reading, reservation.mark, self._journal, now)
                     told = self._told[reading.name] = _Told(reading.name, reading.kind, mirror, now)
                     self._note(told.name, 60 * mirror.rate, None, Source.HEADERS, "header", now)
                 continue
             before = 60 * told.mirror.rate
-            if told.mirror.read(reading, marks.get(reading.name), now, refused=reservation.refused):
+            if told.mirror.read(reading, reservation.mark, now, refused=reservation.refused):
                 told.since, told.changes = now, told.changes + 1
                 self._note(told.name, 60 * told.mirror.rate, before, Source.HEADERS, "header", now)
 
@@ -459,22 +457,20 @@ class Learner:
         short = [
             told
             for name, told in self._told.items()
-            if now >= told.aside_until and told.mirror.explains(reservation.marks.get(name), remaining.get(name), now)
+            if now >= told.aside_until and told.mirror.explains(reservation.mark, remaining.get(name), now)
         ]
         return [told for told in short if _concerns(reason, told.kind)] or short
 
     def _guess_hold(self, reason: Reason, reservation: Reservation) -> float:
         """Seconds to hold after a refusal that says nothing: what one more call of the kind needs."""
         kind = Kind.TOKENS if reason is Reason.TOKENS else Kind.REQUESTS
-        rate = self._guessed[kind].silent.rate if kind in self._guessed else None
-        if not rate:
+        if (guessed := self._guessed.get(kind)) is None:
             return FIRST_HOLD
-        return max(ASK_AGAIN, min(FIRST_HOLD, _guess(kind, reservation.size) / rate))
+        silent = guessed.silent
+        return max(ASK_AGAIN, min(FIRST_HOLD, silent.two_point.cost(reservation.mark.features) / silent.rate))
 
     def _note_guess(self, kind: Kind, guessed: _Guessed, now: float) -> None:
-        rate = guessed.silent.rate
-        assert rate is not None
-        before, per_minute = guessed.noted, 60 * rate
+        before, per_minute = guessed.noted, 60 * guessed.silent.rate
         if before is None or abs(per_minute - before) > WORTH_TELLING * before:
             guessed.noted, guessed.since, guessed.changes = per_minute, now, guessed.changes + (before is not None)
             self._note(kind.value, per_minute, before, _source(guessed), "refusal", now)
@@ -493,12 +489,6 @@ class Learner:
 
     def _held_for(self, kind: Kind, now: float) -> float:
         return max((0.0, *(hold.until - now for reason, hold in self._holds.items() if _concerns(reason, kind))))
-
-
-def _guess(kind: Kind, size: Size) -> float:
-    """What a call weighs where no header tells what was charged; any measure will do, as long as it is always the
-    same."""
-    return float(size.requests) if kind is Kind.REQUESTS else max(1.0, size.input_tokens)
 
 
 def _source(guessed: _Guessed) -> Source:

@@ -20,16 +20,14 @@ Rules
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
 from math import sqrt
 
 from proxy.core.bucket import EARLY, SLOWEST, Bucket
-from proxy.core.charge import Charge, Features
+from proxy.core.charge import Charge
 from proxy.core.headers import CONVENTIONAL, Kind, Reading
+from proxy.core.journal import JITTER, NOTHING, Features, Journal, Mark, less
 
 WINDOW = 60.0  # seconds; the window nearly every provider means, until the law of the header tells
-JITTER = 0.1  # seconds by which calls overtake each other
 OVERTAKING = 0.3  # of what was sent within JITTER, as a standard deviation: uniform would be 1 / sqrt(12)
 DRIFT = 0.01  # units squared by which the variance of the level grows with each answer
 SIGMAS = 4.0
@@ -39,34 +37,20 @@ CALM = 0.999  # factor of that factor, with each answer
 MARGIN_MAX = 0.9  # of the bucket
 SURE = 0.15  # of a call's charge, that the doubt about its weights may be
 SURE_AFTER = 8  # observations
-SPAN = 4.0  # times its doubt, that a difference between two answers must be to teach the charge
-PACE = 1.05  # of the limit, at which calls leave after a refusal
+SPAN = 2.0  # times its doubt, that a difference between two answers must be to teach the charge
+PACE = 1.0  # of the limit, at which calls leave after a refusal
 PACED_SECONDS = 60.0
 SPREAD_SECONDS = 5.0  # over which a full bucket of tokens is drained at the quickest ...
 SPREAD_CALLS = 8.0  # ... but for so many calls at once
 SPREAD_SHARE = 0.02  # ... or this much of it
 
 
-@dataclass(slots=True)
-class Mark:
-    """One call, as the mirror charged it."""
-
-    at: float
-    cost: float
-    calls: int  # until then, this one among them
-    sums: Features  # of the features of all those calls
-    charged: float  # the sum of their charges, as they were believed to be
-    before: float  # charged within JITTER before it
-    after: float | None = None  # charged within JITTER after it; None: not over yet
-
-
 class Mirror:
     """
     Args:
         reading: the first that told this limit; its `limit` is not None.
-        calls, sums: how many were sent after the one it answers, and the sums of their features; of these the reading
-            cannot know.
-        at: when the call it answers was sent; seconds, monotonic.
+        mark: of the call it answers.
+        journal: in which that and all others stand.
         now: seconds, monotonic.
 
     Attributes:
@@ -74,7 +58,7 @@ class Mirror:
         burst: the highest level seen.
     """
 
-    def __init__(self, reading: Reading, calls: int, sums: Features, at: float, now: float) -> None:
+    def __init__(self, reading: Reading, mark: Mark, journal: Journal, now: float) -> None:
         assert reading.limit is not None
         self.limit = reading.limit
         self.window = reading.window_seconds if reading.window_seconds in CONVENTIONAL else WINDOW
@@ -83,12 +67,10 @@ class Mirror:
         self.burst = max(level, 1.0)
         self._grain = 1000.0 if self._charge is not None and level % 1000.0 == 0.0 else 1.0
 
-        self._calls, self._sums, self._charged = calls, sums, 0.0
-        self._recent: deque[Mark] = deque()  # taken within JITTER
+        self._journal = journal
         # The reference: the level after `_ref_calls` calls, at `_ref_at`.
-        self._ref_at, self._ref_level, self._ref_calls = at, level, 0
-        self._ref_sums: Features = (0.0, 0.0, 0.0)
-        self._variance = self._grain**2 + 2.0 * calls  # of that level
+        self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = mark.at, level, mark.calls, mark.sums
+        self._variance = self._doubt_of(mark)  # of that level
         self._ignored = 0  # answers to calls up to here are older than what is known from elsewhere
 
         self._margin: float | None = None  # None: to be reckoned anew
@@ -122,7 +104,7 @@ class Mirror:
         if self._charge is not None:
             seconds = max(seconds, self._spread.wait(0.0, now))
         if self._pace is not None:
-            if now > self._paced_until or self.level(now) > 0.5 * self.burst:
+            if now > self._paced_until or self.level(now) > 0.9 * self.limit:
                 self._pace = None
             else:
                 seconds = max(seconds, self._pace.wait(0.0, now))
@@ -133,30 +115,20 @@ class Mirror:
         charge = self._charge
         return charge is None or (charge.seen >= SURE_AFTER and charge.doubt(x, 0) < SURE * charge.of(x))
 
-    def take(self, x: Features, now: float) -> Mark:
-        cost = self.cost(x)
+    def take(self, x: Features, now: float) -> None:
+        """A call leaves; before it is written into the journal."""
         if self._ref_level + self.rate * (now - self._ref_at) - self._since()[1] > self.burst:
             self._refer(self.burst, now)  # it was full; what would have flowed in is lost
-        recent = self._recent
-        while recent and now - recent[0].at > JITTER:
-            past = recent.popleft()
-            past.after = self._charged - past.charged
-        before = self._charged - (recent[0].charged - recent[0].cost if recent else self._charged)
-        self._charged += cost
-        self._calls += 1
-        self._sums = _add(self._sums, x)
         self._margin = None
-        mark = Mark(now, cost, self._calls, self._sums, self._charged, before)
-        recent.append(mark)
+        cost = self.cost(x)
         if self._pace is not None:
             self._pace.take(cost, now)
         if self._charge is not None:
             rate = max(PACE * self.rate, self.burst / SPREAD_SECONDS)
             self._spread.change(rate, max(SPREAD_CALLS * cost, SPREAD_SHARE * self.burst), now)
             self._spread.take(cost, now)
-        return mark
 
-    def read(self, reading: Reading, mark: Mark | None, now: float, *, refused: bool = False) -> bool:
+    def read(self, reading: Reading, mark: Mark, now: float, *, refused: bool = False) -> bool:
         """Correct by an answer; True where the limit itself changed."""
         limit = self.limit if reading.limit is None else reading.limit
         remaining = reading.remaining
@@ -167,23 +139,25 @@ class Mirror:
             level = self.level(now)
             self.limit, self.window, self.burst = limit, window, max(1.0, min(self.burst, limit))
             self._refer(min(level, limit), now, keep=True)
-        if mark is None or remaining is None or refused:
+            if self._pace is not None:
+                self._pace.change(PACE * self.rate, 0.0, now)
+        if remaining is None or refused:
             return changed
-        self.burst = max(self.burst, min(limit, remaining + mark.cost))
+        self.burst = max(self.burst, min(limit, remaining + self.cost(mark.features)))
         self._surprise = max(1.0, self._surprise * CALM)
         self._learn_charge(mark, remaining)
         if mark.calls > self._ignored:
             self._believe(mark, remaining)
         return changed
 
-    def explains(self, mark: Mark | None, remaining: float | None, now: float) -> bool:
+    def explains(self, mark: Mark, remaining: float | None, now: float) -> bool:
         """Whether a refusal that told `remaining` was to be expected: there was no room for the call, or hardly any."""
-        cost = 1.0 if mark is None else mark.cost
+        cost = self.cost(mark.features)
         if remaining is not None:
             return remaining < 1.5 * cost + self._grain
         return self.level(now) < cost + self._reckon_margin() + 0.05 * self.limit
 
-    def refused(self, mark: Mark | None, remaining: float | None, hold: float, ours: bool, now: float) -> None:
+    def refused(self, mark: Mark, remaining: float | None, hold: float, ours: bool, now: float) -> None:
         """A call was refused, so it was not charged.
 
         Args:
@@ -197,25 +171,40 @@ class Mirror:
             self._refer(min(self.level(now), 0.0 if remaining is None else remaining), now)
             self._pace = Bucket(self.rate * PACE, 0.0, now)
             self._paced_until = now + hold + PACED_SECONDS
-        elif mark is not None and mark.calls > self._ref_calls:
-            self._refer(min(self.burst, self.level(now) + mark.cost), now, keep=True)
-            self._variance += mark.cost**2
+        elif mark.calls > self._ref_calls:
+            cost = self.cost(mark.features)
+            self._refer(min(self.burst, self.level(now) + cost), now, keep=True)
+            self._variance += cost**2
 
     def _refer(self, level: float, now: float, *, keep: bool = False) -> None:
         """Reckon from here: `level` is left now. `keep`: answers still to come may correct it."""
         self._variance += self._since()[0] ** 2
-        self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = now, level, self._calls, self._sums
+        journal = self._journal
+        self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = now, level, journal.calls, journal.sums
         self._margin = None
         if not keep:
-            self._ignored = self._calls
+            self._ignored = journal.calls
 
     def _since(self) -> tuple[float, float]:
         """(doubt, charge) of the calls since the reference, in units."""
-        calls = self._calls - self._ref_calls
+        return self._of(self._journal.calls - self._ref_calls, less(self._journal.sums, self._ref_sums))
+
+    def _of(self, calls: int, sums: Features) -> tuple[float, float]:
+        """(doubt, charge) of so many calls, in units; of less than none, the charge is negative."""
         if self._charge is None or not calls:
             return 0.0, float(calls)
-        x = _less(self._sums, self._ref_sums)
-        return self._charge.doubt(x, calls), self._charge.of(x)
+        if calls < 0:
+            sums = less(NOTHING, sums)
+            return self._charge.doubt(sums, -calls), -self._charge.of(sums)
+        return self._charge.doubt(sums, calls), self._charge.of(sums)
+
+    def _around(self, mark: Mark) -> float:
+        """Units charged for calls sent within JITTER of one."""
+        return self._of(*mark.before)[1] + self._of(*self._journal.after(mark))[1]
+
+    def _doubt_of(self, mark: Mark) -> float:
+        """The variance of what an answer tells of the level."""
+        return (OVERTAKING * self._around(mark)) ** 2 + self._grain**2
 
     def _reckon_margin(self) -> float:
         doubt = SIGMAS * sqrt(self._variance + self._since()[0] ** 2) + self._grain + 2 * JITTER * self.rate
@@ -224,22 +213,15 @@ class Mirror:
     def _believe(self, mark: Mark, remaining: float) -> None:
         """Correct the reference, or move it to a newer call. Source: Kalman, "A New Approach to Linear Filtering",
         1960; the state is the level after the call of the reference."""
-        calls, x = mark.calls - self._ref_calls, _less(mark.sums, self._ref_sums)
-        if self._charge is None:
-            charge, between = float(calls), 0.0
-        elif calls >= 0:
-            charge, between = (self._charge.of(x) if calls else 0.0), self._charge.doubt(x, calls) ** 2
-        else:
-            older = _less((0.0, 0.0, 0.0), x)
-            charge, between = -self._charge.of(older), self._charge.doubt(older, -calls) ** 2
+        calls = mark.calls - self._ref_calls
+        between, charge = self._of(calls, less(mark.sums, self._ref_sums))
         expected = self._ref_level + self.rate * (mark.at - self._ref_at) - charge
         error = remaining - expected
-        prior = self._variance + DRIFT
-        doubt = (OVERTAKING * (mark.before + self._after(mark))) ** 2 + self._grain**2
+        prior, doubt = self._variance + DRIFT, self._doubt_of(mark)
         if calls > 0:
-            prior += between
+            prior += between**2
         else:
-            doubt += between
+            doubt += between**2
         if error**2 > SIGMAS**2 * (prior + doubt):  # others use the limit too, or it is another one now
             prior += error**2 / SIGMAS
         gain = prior / (prior + doubt)
@@ -255,26 +237,23 @@ class Mirror:
         """Between two answers `remaining` fell by what was charged, less the refill."""
         if self._charge is None:
             return
-        if not 0.0 < remaining < 0.95 * self.burst or mark.calls <= self._ignored:
+        if not 0.0 < remaining < 0.985 * self.burst or mark.calls <= self._ignored:
             self._observed = None  # a full bucket hides what flowed back, an empty one what was owed
             return
         if self._observed is None:
             self._observed = mark, remaining
             return
         then, left = self._observed
-        doubt = 0.5 * (mark.before + self._after(mark) + then.before + self._after(then)) + self._grain
-        if abs(mark.charged - then.charged) < SPAN * doubt:
+        calls, x = mark.calls - then.calls, less(mark.sums, then.sums)
+        doubt = 0.5 * (self._around(mark) + self._around(then)) + self._grain
+        if not calls or abs(self._of(calls, x)[1]) < SPAN * doubt:
             return
         self._observed = mark, remaining
-        calls, x = mark.calls - then.calls, _less(mark.sums, then.sums)
         charged = left - remaining + self.rate * (mark.at - then.at)
         if calls < 0:
-            calls, charged, x = -calls, -charged, _less((0.0, 0.0, 0.0), x)
+            calls, charged, x = -calls, -charged, less(NOTHING, x)
         self._charge.learn(x, charged, calls, doubt)
         self._margin = None
-
-    def _after(self, mark: Mark) -> float:
-        return self._charged - mark.charged if mark.after is None else mark.after
 
     def _believe_window(self, told: float | None, spent: float, now: float) -> float:
         """Another window than the one believed in counts when two answers agree on it, told of different levels or
@@ -288,11 +267,3 @@ class Mirror:
             self._odd = None
             return told
         return self.window
-
-
-def _add(x: Features, y: Features) -> Features:
-    return x[0] + y[0], x[1] + y[1], x[2] + y[2]
-
-
-def _less(x: Features, y: Features) -> Features:
-    return x[0] - y[0], x[1] - y[1], x[2] - y[2]

@@ -43,6 +43,7 @@ class Reason(Enum):
     GARBAGE = "garbage"  # not HTTP, or not what the endpoint speaks
     EOF = "eof"  # a stream ended cleanly without its closing mark
     ERROR_EVENT = "error_event"  # an error told in the stream, under status 200
+    SHUT = "shut"  # not sent: the breaker keeps this upstream from being asked
 
     @property
     def word(self) -> str:
@@ -74,11 +75,13 @@ _WORDS = {
     Reason.GARBAGE: ("upstream_5xx", "upstream"),
     Reason.EOF: ("stream_broken", "upstream"),
     Reason.ERROR_EVENT: ("stream_broken", "upstream"),
+    Reason.SHUT: ("overloaded", "upstream"),
 }
 
 
 class Retry(Enum):
     NEVER = "never"
+    ELSEWHERE = "elsewhere"  # not at this upstream again, but the route's next one may be asked
     PACED = "paced"  # when the limit allows it again; the wait is the limit's, not a backoff of this call
     BACKOFF = "backoff"  # after a jittered pause, on the route's next upstream first
 
@@ -91,21 +94,22 @@ class Meaning:
 
 
 OK = Meaning(Outcome.OK, Reason.NONE, Retry.NEVER)
+SHUT = Meaning(Outcome.REJECTED, Reason.SHUT, Retry.ELSEWHERE)
 CANCELLED = Meaning(Outcome.CANCELLED, Reason.NONE, Retry.NEVER)
-_MONEY = Meaning(Outcome.REJECTED, Reason.MONEY, Retry.NEVER)
+_MONEY = Meaning(Outcome.REJECTED, Reason.MONEY, Retry.ELSEWHERE)
 _TOO_LARGE = Meaning(Outcome.REJECTED, Reason.TOO_LARGE, Retry.NEVER)
 _SLOW_DOWN = Meaning(Outcome.THROTTLED, Reason.SLOW_DOWN, Retry.PACED)
 _REQUESTS = Meaning(Outcome.THROTTLED, Reason.REQUESTS, Retry.PACED)
 _TOKENS = Meaning(Outcome.THROTTLED, Reason.TOKENS, Retry.PACED)
 _UNNAMED = Meaning(Outcome.THROTTLED, Reason.UNNAMED, Retry.PACED)
 _FULL = Meaning(Outcome.OVERLOADED, Reason.FULL, Retry.BACKOFF)
-_AUTH = Meaning(Outcome.REJECTED, Reason.AUTH, Retry.NEVER)
+_AUTH = Meaning(Outcome.REJECTED, Reason.AUTH, Retry.ELSEWHERE)
 _CALLER = Meaning(Outcome.REJECTED, Reason.CALLER, Retry.NEVER)
 _SERVER = Meaning(Outcome.FAILED, Reason.SERVER, Retry.BACKOFF)
 _SERVER_FINAL = Meaning(Outcome.FAILED, Reason.SERVER, Retry.NEVER)
 
 # Error codes and types that decide by themselves, whatever the status.
-# Sources: OpenAI's and Anthropic's error guides; the table in docs/limits.md.
+# Sources: OpenAI's and Anthropic's error guides; the table in docs/operating.md, "Retries and failover".
 _BY_WORD = {
     "credit_balance_exhausted": _MONEY,
     "insufficient_quota": _MONEY,

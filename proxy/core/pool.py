@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from proxy.core.concurrency import Gradient
 from proxy.core.learner import Learner, Reservation, Size
 
 
@@ -21,12 +22,14 @@ class Pool:
             behind a wildcard do.
         concurrency: places, >= 0; None: no bound.
         rates: requests and tokens over time, and holds; None: no bound.
+        gradient: learns the concurrency of a self-hosted upstream, and sets it; None: it is as configured.
     """
 
     name: str
     label: str
     concurrency: int | None = None
     rates: Learner | None = None
+    gradient: Gradient | None = None
     in_use: int = 0
 
     def wait(self, size: Size, now: float) -> float:
@@ -44,3 +47,15 @@ class Pool:
         """Give the place back. What was reserved is settled apart, when the use is known."""
         assert self.in_use > 0
         self.in_use -= 1
+
+    def sped(self, first_token_seconds: float, size: Size) -> None:
+        """A first token came so long after its call was sent."""
+        if self.gradient is not None:
+            self.gradient.observed(first_token_seconds, size.input_tokens, self.in_use)
+            self.concurrency = int(self.gradient.limit)
+
+    def dropped(self, sent_at: float, now: float) -> None:
+        """A call sent at `sent_at` was refused for want of capacity."""
+        if self.gradient is not None:
+            self.gradient.dropped(sent_at, now)
+            self.concurrency = int(self.gradient.limit)

@@ -11,7 +11,8 @@ Rules
    asked for it and the client had not (`hide_usage`).
 2. Only CR, LF and CRLF end a line. `str.splitlines` also cuts at U+2028, which is legal inside JSON.
 3. Nothing is parsed that cannot matter: events up to the first token, events that carry an error, the last few.
-4. An event longer than EVENT_LIMIT is no longer looked at or held back: forwarding never stops.
+4. An event longer than EVENT_LIMIT is neither held back nor looked at, but for its name: forwarding never stops. Those
+   after it are looked at again.
 
 Source: the HTML standard, section "Server-sent events", "Parsing an event stream".
 """
@@ -29,7 +30,9 @@ from proxy.core.usage import Usage
 EVENT_LIMIT = 1 << 20  # bytes; the longest real event seen was 64 KiB
 LOOK_BACK = 6  # blocks; usage, finish reason and end mark stand in the last three of every dialect
 _DECODE = msgspec.json.Decoder()
+_BOM = b"\xef\xbb\xbf"
 _ENDS = ("message_stop", "response.completed", "response.failed", "response.incomplete")
+_NAMED_ENDS = tuple(b"event: " + kind.encode() for kind in _ENDS)  # response.completed repeats the whole answer
 
 
 def is_stream(headers: Mapping[str, str]) -> bool:
@@ -60,6 +63,7 @@ class Reader:
         "_held",
         "_hide_usage",
         "_last",
+        "_long_end",
         "done",
         "error",
         "finish_reason",
@@ -72,7 +76,8 @@ class Reader:
     def __init__(self, *, hide_usage: bool = False) -> None:
         self._hide_usage = hide_usage
         self._held = b""
-        self._blind = False
+        self._blind = b""  # the last bytes of an event that is too long, while it lasts
+        self._long_end = False  # whether that event is the last of its stream
         self._last: deque[bytes] = deque(maxlen=LOOK_BACK)
         self.first_token = False
         self.done = False
@@ -85,18 +90,28 @@ class Reader:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, cut anywhere; return those that may go on now. Never raises."""
         if not self._held and chunk.endswith(b"\n\n"):
+            self._see_again()
             return self._passed(chunk)
         if self._blind:
-            self._last.append(chunk)
-            return chunk
+            end = _end_of_events(self._blind + chunk) - len(self._blind)
+            if end <= 0:
+                self._blind = (self._blind + chunk)[-3:]
+                return chunk
+            self._see_again()
+            self._held = chunk[end:]
+            return self._passed(chunk[:end])
         data = self._held + chunk
         end = _end_of_events(data)
+        passed = self._passed(data[:end]) if end else b""
         self._held = data[end:]
-        if len(self._held) > EVENT_LIMIT:
-            self._blind, self._held = True, b""
-            self._last.append(data[-EVENT_LIMIT:])
-            return data
-        return self._passed(data[:end]) if end else b""
+        if len(self._held) <= EVENT_LIMIT:
+            return passed
+        self._blind, self._long_end = self._held[-3:], self._held.startswith(_NAMED_ENDS)
+        return passed + self.rest()
+
+    def _see_again(self) -> None:
+        if self._blind:
+            self._blind, self.done = b"", self.done or self._long_end
 
     def rest(self) -> bytes:
         """What is still held back: an event that was never finished."""
@@ -137,13 +152,11 @@ class Reader:
 
     def _look_for_error(self, block: bytes) -> None:
         for event in _events(block):
-            said = event.get("error")
+            said = event.get("error") or _inner(event).get("error")
             if event.get("type") == "error" and not isinstance(said, Mapping):
                 said = event
-            if isinstance(said, Mapping):
-                self.error = str(said.get("message") or "error")[:200]
-            elif said:
-                self.error = str(said)[:200]
+            if said:
+                self.error = _text(said.get("message") if isinstance(said, Mapping) else said)[:200] or "error"
 
     def _note_start(self, event: Mapping[str, object]) -> None:
         """Ids, and Anthropic's count of the input, which comes first."""
@@ -212,7 +225,7 @@ def _split(block: bytes) -> Iterator[bytes]:
 
 def _events(block: bytes) -> Iterator[Mapping[str, object]]:
     """The JSON objects of a block's data lines, and `_DONE` for the end mark. Skips what is not JSON."""
-    for line in block.splitlines():  # bytes.splitlines cuts at CR, LF and CRLF only
+    for line in block.removeprefix(_BOM).splitlines():  # bytes.splitlines cuts at CR, LF and CRLF only
         if not line.startswith(b"data:"):
             continue
         data = line[5:].strip()

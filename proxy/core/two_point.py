@@ -8,166 +8,198 @@ Rules
 1. Between refusals calls leave at just under the limit, so that a reserve grows at the provider; then a little faster,
    until the next refusal measures anew. One refusal in `CYCLE` calls is the price of knowing.
 2. Refusals of calls that were on their way when the first came are that same refusal.
-3. A refusal that comes too early (others use the limit too, or it fell) makes the reserve larger; cycles that last
-   make it smaller.
+3. Any two refusals measure, so the estimate is that of the last `MEMORY` calls, as far back as the measurements agree.
+   How far they may be apart is learned too: where others use the limit, they scatter, and the reserve must be larger.
 4. Once more was let through than the limit explains, the limit has risen: the pace doubles every `CLIMB_SECONDS`
-   until a refusal.
+   until a refusal. So it does after the very first one, which tells hardly anything.
 5. The ruler holds only while the provider's bucket cannot have been full: after idleness the next refusal restarts it.
 6. The estimate is never 0 and never unbounded once a refusal came: each refusal bounds it from both sides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from collections import deque
+from math import exp2, sqrt
 
 from proxy.core.bucket import SLOWEST, Bucket
+from proxy.core.journal import SCALE, Features, Journal, Mark
 
 PRIOR_SECONDS = 60.0  # a first refusal is taken for the end of a bucket of so many seconds' worth
 CYCLE = 600.0  # calls between two refusals, at best
-CYCLE_LEAST = 60.0  # after a surprise, then doubling
+CYCLE_LEAST = 40.0  # after a surprise, then doubling
 RUN = 0.995  # of the limit
-PROBE = 1.03
-CATCH_UP = 1.05
-CATCH_UP_SECONDS = 10.0
+PROBE, PROBE_MOST = 0.05, 0.25  # above the limit: as far as it may be off, by what it was measured with
+CATCH_UP = 1.08
+CATCH_UP_SECONDS = 5.0  # in which what was saved up is spent, as far as CATCH_UP allows
 CLIMB_SECONDS = 8.0  # in which the pace doubles
-IDLE_SECONDS = 5.0  # what may be saved up while nobody asks, in seconds' worth of the limit
-CALM_SECONDS = 60.0  # after a refusal, before what was saved up may leave at once
-GAIN = 0.3  # of a new measurement that agrees with the estimate
-
-
-@dataclass(slots=True)
-class Point:
-    """Where the ruler stood when a call left."""
-
-    at: float
-    cost: float
-    total: float  # cost of all calls before it that were not known to be refused
-    given_back: float
+IDLE_SECONDS = 5.0  # what may leave at once after idleness, in seconds' worth of the limit
+CALM_SECONDS = 60.0  # after a refusal, before anything may leave at once
+LONG_CYCLE = 0.6  # of the cycle; a refusal that comes later confirms the estimate
+FULL_SECONDS = 30.0  # of the limit unused, and the provider's bucket may have been full
+MEMORY = 1500.0  # calls whose measurements are averaged
+SCATTER, SCATTER_LEAST, SCATTER_MOST = 0.3, 0.1, 2.0  # sigma of what n calls' worth of time lets through, over sqrt(n)
+SCATTER_GAIN = 0.2  # of the newest measurement
+EDGE = 1.5  # calls; at either end the bucket is only nearly empty
 
 
 class TwoPoint:
-    """One limit. `rate` is in units per second, None until a first refusal."""
+    """One limit, from its first refusal on.
 
-    def __init__(self, now: float) -> None:
-        self.rate: float | None = None
-        self.refusals = 0
-        self._total = 0.0
-        self._given_back = 0.0
-        self._anchor_at = now
+    Args:
+        journal: of all calls.
+        tokens: it counts tokens, else calls.
+    """
+
+    def __init__(self, journal: Journal, *, tokens: bool, now: float) -> None:
+        self.rate: float | None = None  # units per second; None until the first refusal was told
+        self._journal = journal
+        self._tokens = tokens
+        self._anchor_at = now if journal.began is None else journal.began
+        self._anchor_calls = 0
         self._anchor_total = 0.0
-        self._began = False
+        self._refunds: list[tuple[int, float]] = []  # (number, cost) of refused calls since the anchor
         self._ruler_holds = True
-        self._episode_until = now  # calls taken before are part of the refusal already known
+        self._known_at = self._anchor_at  # when the present refusal was heard of
+        self._calm_until = now
+        self._burst = Bucket(SLOWEST, 0.0, now)  # what may leave at once
         self._cycle = CYCLE_LEAST
-        self._calls = 0  # since the anchor
-        self._cost = 1.0  # of a call, on average
-        self._reserve = 2.0  # calls
-        self._climb_from: float | None = None  # when climbing began
-        self._climb_rate = 0.0
+        self._spans: deque[tuple[float, float, int]] = deque()  # (seconds, admitted, calls) between refusals
+        self._scatter = SCATTER
+        self._climb: tuple[float, float] | None = None  # when climbing began, and what was admitted until then
         self._idle_burst = IDLE_SECONDS
         self._pace = Bucket(SLOWEST, 0.0, now)
 
+    def cost(self, x: Features) -> float:
+        """Of one call, in units. Any measure of tokens will do, as long as it is always the same."""
+        return self.units(1, x)
+
     def saved(self, now: float) -> float:
         """Units that should be left at the provider; below zero: more was let through than the estimate explains."""
-        if self.rate is None:
-            return 0.0
-        return self.rate * (now - self._anchor_at) - (self._total - self._anchor_total)
+        return 0.0 if self.rate is None else self.rate * (now - self._anchor_at) - self._admitted()
 
     def wait(self, cost: float, now: float) -> float:
         if self.rate is None:
             return 0.0
         seconds = self._pace.wait(0.0, now)
-        if seconds and now - self._episode_until > CALM_SECONDS:
-            needed = self._reserve * self._cost + cost
-            if self._climb_from is None and self.saved(now) >= needed:
+        if seconds and now > self._calm_until and self._climb is None:
+            saved = min(self.saved(now), self._burst.level(now))
+            if saved >= self._reserve * self._mean() + cost:
                 return 0.0
         return seconds
 
-    def take(self, cost: float, now: float) -> Point:
-        if not self._began:
-            self._began, self._anchor_at = True, now
-        self._cost += 0.02 * (cost - self._cost) if self._calls > 50 else (cost - self._cost) / (self._calls + 1)
-        point = Point(now, cost, self._total, self._given_back)
-        self._total += cost
-        self._calls += 1
+    def take(self, cost: float, now: float) -> None:
+        """A call leaves; after it was written into the journal."""
         if self.rate is not None:
-            self._steer(now)
+            self._pace.change(self._choose_pace(now), 0.0, now)
             self._pace.take(cost, now)
-        return point
+            self._burst.change(self.rate, self.rate * self._idle_burst, now)
+            self._burst.take(cost, now)
 
-    def refused(self, point: Point, hold: float, now: float) -> bool:
-        """A call was refused and the next fits after `hold` seconds. True: the estimate was made anew."""
-        self.refusals += 1
-        before = self._total_before(point)
-        self._total -= point.cost
-        self._given_back += point.cost
-        if point.at < self._anchor_at:
-            self._anchor_total -= point.cost
+    def refused(self, mark: Mark, hold: float, now: float) -> bool:
+        """A call was refused and the next fits after `hold` seconds. True: the limit was measured anew."""
+        if mark.calls < self._anchor_calls:
             return False
-        measured = False
-        if point.at >= self._episode_until:
-            self._measure(point, before - self._anchor_total)
-            measured = True
-        self._anchor_at, self._anchor_total = point.at, before
-        self._episode_until = max(self._episode_until, now)
-        self._calls = 0
+        total = self.units(mark.calls - 1, (mark.sums[0] - mark.features[0], 0.0, 0.0))
+        refunded = sum(cost for calls, cost in self._refunds if calls < mark.calls)
+        self._refunds.append((mark.calls, self.cost(mark.features)))
+        anew = self.rate is None or mark.at >= self._known_at
+        if anew:
+            self._measure(mark, total - self._anchor_total - refunded)
+            self._known_at = now
+        self._anchor_at, self._anchor_calls, self._anchor_total = mark.at, mark.calls, total
+        self._refunds = [refund for refund in self._refunds if refund[0] >= mark.calls]
         assert self.rate is not None
         self._pace = Bucket(self.rate, 0.0, now)
         self._pace.take(self.rate * hold, now)
-        return measured
+        self._calm_until = now + hold + CALM_SECONDS
+        self._burst.set_level(0.0, now)
+        return anew
 
-    def _measure(self, point: Point, admitted: float) -> None:
-        seconds = max(point.at - self._anchor_at, 1e-3)
-        early = self._calls < 0.6 * self._cycle
-        climbed, self._climb_from = self._climb_from is not None, None
-        calls = max(1.0, admitted / self._cost)
-        doubt = max(point.cost, self._cost) * (1.0 + 0.3 * sqrt(calls))
-        least, most = max(0.0, admitted - doubt) / seconds, (admitted + doubt) / seconds
+    def _measure(self, mark: Mark, admitted: float) -> None:
+        seconds, admitted = max(mark.at - self._anchor_at, 1e-3), max(admitted, 0.0)
+        number = max(1, mark.calls - self._anchor_calls)
+        cost = max(self.cost(mark.features), admitted / number)
+        long = number >= LONG_CYCLE * self._cycle
+        climb, self._climb = self._climb, None
         if self.rate is None:
-            self.rate = max(admitted, self._cost) / (seconds + PRIOR_SECONDS)
-            self._start_climbing(self.rate, point.at)
-        elif not self._ruler_holds:
+            self.rate = max(admitted, cost) / (seconds + PRIOR_SECONDS)
+            self._climb = mark.at, admitted
+            return
+        worth = max(1.0, self.rate * seconds / cost)  # calls that this time should let through
+        error, doubt = admitted - self.rate * seconds, cost * (EDGE + 3.0 * self._scatter * sqrt(worth))
+        if not self._ruler_holds:
             self._idle_burst = max(0.5, 0.5 * self._idle_burst)
-            self.rate = max(self.rate, least)
+            self.rate = max(self.rate, (admitted - doubt) / seconds)
+        elif abs(error) <= doubt:
+            self._spans.append((seconds, admitted, number))
+            self._forget(cost)
+            self.rate = max(sum(span[1] for span in self._spans), cost) / sum(span[0] for span in self._spans)
         else:
-            told = admitted / seconds
-            blended = told if climbed else self.rate + GAIN * (told - self.rate)
-            self.rate = max(min(max(blended, least), most), 0.2 * self.rate, SLOWEST)
-        if climbed or early:
-            self._cycle = CYCLE_LEAST if climbed else self._cycle
-            if early and not climbed:
-                self._reserve = min(2.0 * self._reserve, max(4.0, 6.0 * self.rate / self._cost))
-        else:
+            self._spans.clear()
+            if climb is not None and error > 0.0:
+                # The pace was too low, so the bucket may have been full when the climb began.
+                climbing, climbed = mark.at - climb[0] + PRIOR_SECONDS, admitted - climb[1]
+                told = max(admitted / seconds, climbed / climbing)
+            else:
+                told = (admitted + (doubt if error < 0.0 else -doubt)) / seconds
+            self.rate = max(told, 0.2 * self.rate, SLOWEST)
+            self._cycle = CYCLE_LEAST
+        scatter = min(max(0.0, error**2 / cost**2 - EDGE) / worth, (2.0 * self._scatter) ** 2)
+        mean_square = self._scatter**2 + SCATTER_GAIN * (scatter - self._scatter**2)
+        self._scatter = min(max(sqrt(mean_square), SCATTER_LEAST), SCATTER_MOST)
+        if long and abs(error) <= doubt:
             self._cycle = min(CYCLE, 2.0 * self._cycle)
-            self._reserve = max(2.0, 0.8 * self._reserve)
         self._ruler_holds = True
 
-    def _steer(self, now: float) -> None:
-        """Choose the pace until the next call."""
+    def _forget(self, cost: float) -> None:
+        """Keep as many of the latest measurements as `MEMORY` calls, and as agree: several may together be too far
+        from the estimate that each alone is near enough to."""
         assert self.rate is not None
-        rate = self.rate
-        if self._climb_from is not None:
-            rate = self._climb_rate * 2.0 ** min(60.0, (now - self._climb_from) / CLIMB_SECONDS)
-        else:
-            saved = self.saved(now)
-            if saved > self._idle_burst * rate:
-                self._anchor_at += saved / rate - self._idle_burst
-                self._ruler_holds = False
-            behind = -saved - max(3.0 * self._cost, self._reserve * self._cost, 0.02 * self._calls * self._cost)
-            if behind > 0.0 and self._ruler_holds:
-                self._start_climbing(rate, now)
-            elif self._calls > self._cycle:
-                rate *= PROBE
-            else:
-                goal = self._reserve * self._cost + (1.0 - RUN) * self._calls * self._cost
-                urge = (saved - goal) / (rate * CATCH_UP_SECONDS)
-                rate *= min(CATCH_UP, max(0.9, 1.0 + urge))
-        self._pace.change(rate, 0.0, now)
+        seconds = admitted = 0.0
+        calls = 0
+        for number, span in enumerate(reversed(self._spans), 1):
+            seconds, admitted, calls = seconds + span[0], admitted + span[1], calls + span[2]
+            doubt = cost * (EDGE + 3.0 * self._scatter * sqrt(max(1.0, self.rate * seconds / cost)))
+            if calls > MEMORY or abs(admitted - self.rate * seconds) > doubt:
+                self._spans = deque(list(self._spans)[-number:])
+                return
 
-    def _start_climbing(self, rate: float, now: float) -> None:
-        self._climb_from, self._climb_rate = now, rate
+    @property
+    def _reserve(self) -> float:
+        """Calls that should be left at the provider."""
+        return max(2.0, 1.5 * self._scatter * sqrt(CYCLE) - 2.0)
 
-    def _total_before(self, point: Point) -> float:
-        """Cost of the calls that left before `point` and were let through: those refused since were before it."""
-        return point.total - (self._given_back - point.given_back)
+    def _choose_pace(self, now: float) -> float:
+        """Units per second until the next call."""
+        assert self.rate is not None
+        if self._climb is not None:
+            return self.rate * exp2(min(60.0, (now - self._climb[0]) / CLIMB_SECONDS))
+        saved, calls, mean = self.saved(now), self._journal.calls - self._anchor_calls, self._mean()
+        if saved > FULL_SECONDS * self.rate:
+            self._anchor_at += saved / self.rate - FULL_SECONDS
+            self._ruler_holds = False
+        unexplained = -saved - mean * (EDGE + max(4.0, 3.0 * self._scatter * sqrt(calls)))
+        if not self._ruler_holds:
+            unexplained -= FULL_SECONDS * self.rate
+        if unexplained > 0.0:
+            self._climb = now, self._admitted()
+            return self.rate
+        if calls > self._cycle:
+            known = sum(span[2] for span in self._spans) + 1.0
+            return self.rate * (1.0 + min(PROBE_MOST, max(PROBE, (EDGE + 3.0 * self._scatter * sqrt(known)) / known)))
+        goal = mean * (self._reserve + (1.0 - RUN) * calls)
+        urge = (saved - goal) / (self.rate * CATCH_UP_SECONDS)
+        return self.rate * min(CATCH_UP, max(0.9, 1.0 + urge))
+
+    def _mean(self) -> float:
+        """Units of a call, on average."""
+        return self.units(self._journal.calls, self._journal.sums) / max(1, self._journal.calls)
+
+    def _admitted(self) -> float:
+        """Units let through since the anchor."""
+        refunded = sum(cost for _, cost in self._refunds)
+        return self.units(self._journal.calls, self._journal.sums) - self._anchor_total - refunded
+
+    def units(self, calls: int, x: Features) -> float:
+        """So many calls whose features sum to `x`, in units."""
+        return x[0] * SCALE + calls if self._tokens else float(calls)

@@ -6,30 +6,32 @@ keeps a call from being counted in a window it was not meant for.
 
 Rules
 -----
-1. A window is at most spent by its quota; once in `CYCLE` calls it is tried for more, which a refusal ends.
-2. A quota that was enlarged and not refused is enlarged again, by half, until it is.
+1. A window is at most spent by its quota; once in `CYCLE` calls it is tried for a little more, which a refusal ends.
+2. A quota that turns out too small is searched: the pace doubles every `CLIMB_SECONDS`, and the refusal tells it.
 3. Where refusals point at other instants than the ends believed in, there are no windows: `broken`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp2, inf
 
 from proxy.core.headers import CONVENTIONAL
 
 GUARD = 0.06  # seconds; how far calls and clocks are apart
 CYCLE = 800.0  # calls between two trials for more
+TRIAL = 0.02  # of the quota, at least one call
+CLIMB_SECONDS = 8.0
 STRIKES = 3
 ROUNDED = 1.0  # seconds by which a whole-second retry-after may be too long
 
 
 @dataclass(slots=True)
 class Slot:
-    """When a call left, and in which window."""
+    """In which window a call left."""
 
-    at: float
-    cost: float
     number: int
+    cost: float
 
 
 def fitting(hold: float) -> float | None:
@@ -41,23 +43,22 @@ class Window:
     """
     Args:
         seconds: of one window.
-        quota: units of one window, > 0.
         hold: seconds until the present window ends, as the provider said.
-        used: units spent in the present window.
+        used: units spent in the present window, as far as they were seen; > 0.
     """
 
-    def __init__(self, seconds: float, quota: float, hold: float, used: float, now: float) -> None:
+    def __init__(self, seconds: float, hold: float, used: float, now: float) -> None:
         self.seconds = seconds
-        self.quota = quota
-        self.broken = False
+        self.quota = used  # units per window
         self.used = used
-        self._cost = 1.0
+        self.broken = False
         self._number = 0
         self._least, self._most = _end(hold, now)  # between them the present window ends
-        self._plan = quota
-        self._raised = 0
-        self._since_trial = 0.0
-        self._refused_in = -1
+        self._plan = used  # units to be spent in the present window; inf while the quota is searched
+        self._search_from: float | None = None
+        self._unsure = True  # not all that was spent in the window of the refusal need have been ours, or been seen
+        self._since_trial = 0
+        self._refused_in = 0
         self._strikes = 0
         self._next = now
 
@@ -68,35 +69,35 @@ class Window:
 
     def left(self, now: float) -> float:
         self._roll(now)
-        return self._plan - self.used
+        return min(self._plan, max(self.quota, self.used)) - self.used
 
     def wait(self, cost: float, now: float) -> float:
         self._roll(now)
-        begins = self._most - self.seconds + GUARD
-        if now < begins and self._number:
+        begins, closes = self._most - self.seconds + GUARD, self._least - GUARD
+        if now < begins:
             return begins - now
-        closes = self._least - GUARD
-        if (
-            self._refused_in == self._number
-            or (self.used > 0.0 and self.used + cost > self._plan + 1e-6)
-            or now > closes
-        ):
-            return max(self._most + GUARD - now, 1e-3)
+        spent = self.used > 0.0 and self.used + cost > self._plan + 1e-6
+        if self._refused_in == self._number or spent or now > closes:
+            return self._most + GUARD - now
         return max(0.0, self._next - now)
 
     def take(self, cost: float, now: float) -> Slot:
         self._roll(now)
-        self._cost += 0.05 * (cost - self._cost)
         self.used += cost
         self._since_trial += 1
-        closes = self._least - GUARD
-        left = max(self._plan - self.used, 0.0)
-        spacing = (closes - now) * cost / (left + cost) if closes > now else 0.0
-        self._next = now + max(0.0, spacing)
-        return Slot(now, cost, self._number)
+        if self._search_from is None and self.used > self.quota + 1e-6:
+            self._search_from = now  # rule 2: a trial was not refused
+        if self._search_from is not None:
+            self._plan = inf
+            self._next = now + cost / (self.rate * exp2(min(60.0, (now - self._search_from) / CLIMB_SECONDS)))
+        else:
+            left, rest = max(self._plan - self.used, 0.0), self._least - GUARD - now
+            self._next = now + max(0.0, rest * cost / (left + cost))
+        return Slot(self._number, cost)
 
     def refused(self, slot: Slot, hold: float | None, now: float) -> bool:
-        """True: the quota was learned anew."""
+        """A call was refused; `hold`: seconds until the window ends, as the provider said. True: the quota was
+        learned anew."""
         self._roll(now)
         if slot.number != self._number:
             return False
@@ -104,13 +105,9 @@ class Window:
         first, self._refused_in = self._refused_in != self._number, self._number
         if hold is not None:
             self._fit(*_end(hold, now))
-        if not first:
-            self.quota = self._plan = max(self._cost, min(self.quota, self.used))
-            return False
-        self.quota = self._plan = max(self._cost, self.used)
-        self._raised = 0
-        self._since_trial = 0.0
-        return True
+        self.quota = max(slot.cost, self.used)
+        self._search_from, self._unsure, self._since_trial = None, False, 0
+        return first
 
     def _fit(self, least: float, most: float) -> None:
         if least <= self._most and most >= self._least:
@@ -129,20 +126,21 @@ class Window:
         if now < self._most:
             return
         passed = int((now - self._most) / self.seconds) + 1
-        if self._refused_in != self._number and self.used >= self._plan - 1e-6 and self._plan > self.quota:
-            self.quota = self._plan  # rule 2
-            self._raised += 1
         self._least += passed * self.seconds
         self._most += passed * self.seconds
         self._number += passed
+        if self._search_from is not None:
+            self.quota = max(self.quota, self.used)
         self.used = 0.0
-        self._plan = self.quota
-        if self._raised:
-            self._plan = self.quota * 1.5
-        elif self._since_trial > CYCLE:
-            self._since_trial = 0.0
-            self._plan = self.quota + max(self._cost, 0.02 * self.quota)
         self._next = now
+        self._plan = self.quota
+        if self._unsure and self._search_from is None:
+            self._search_from = now
+        if self._search_from is not None:
+            self._plan = inf
+        elif self._since_trial > CYCLE:
+            self._since_trial = 0
+            self._plan = self.quota * (1.0 + TRIAL) + 1.0
 
 
 def _end(hold: float, now: float) -> tuple[float, float]:
