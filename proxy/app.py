@@ -8,31 +8,38 @@ stopping:   not ready -> nothing new is taken -> calls in flight end, or are cut
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import random
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from aiohttp import web
 
 from proxy.api import admin, openai
-from proxy.api.edge import Edge
+from proxy.api.edge import Edge, Server
 from proxy.config import ConfigError, Settings
-from proxy.core.gate import Gate
+from proxy.core import cost
+from proxy.core.concurrency import LEAST
+from proxy.core.cost import Price
+from proxy.core.gate import Gate, Level, Priority
 from proxy.core.pool import Pool
 from proxy.limits.local import LocalLimits
 from proxy.limits.report import report
 from proxy.plan import Plan, Pools
 from proxy.relay import Relay
 from proxy.tasks import Tasks
-from proxy.telemetry import GateLevel, Labels, Telemetry, Tracing
+from proxy.telemetry import AccountLevel, ConnectionLevel, GateLevel, Labels, Levels, Telemetry, Tracing
 from proxy.upstreams.http import HttpTransport
 
 log = logging.getLogger("penstock")
 
+GATES_SHOWN = 60  # on the live page; behind a wildcard there may be a thousand, and nobody reads them
+NAME_SHOWN = 128  # characters of a pool's name; behind a wildcard it ends with what a client wrote
+PULSE_SECONDS = 0.1  # between two looks at how late the event loop is
 FLUSH_SECONDS = 5.0  # for logs and spans at the stop; a dead collector must not hold it up
 KEEP_ALIVE_SECONDS = 75.0  # of an idle client connection; longer than most clients keep theirs
 DESCRIPTORS = 65_536  # open files wanted: two sockets for each call in flight
@@ -45,47 +52,56 @@ class Gateway:
     Args:
         settings: checked.
         load: reads the configuration anew, for `reload`; raises ConfigError.
-        log_fd: the file descriptor of the access log; None for no log, whatever the settings say.
+        log_fd, audit_fd: the file descriptors of the access log and the audit log; None for no such log, whatever the
+            settings say.
 
     Attributes:
         port, admin_port: those that were bound, once the block is entered.
     """
 
     def __init__(
-        self, settings: Settings, *, load: Callable[[], Settings] | None = None, log_fd: int | None = None
+        self,
+        settings: Settings,
+        *,
+        load: Callable[[], Settings] | None = None,
+        log_fd: int | None = None,
+        audit_fd: int | None = None,
     ) -> None:
         now, wall = time.monotonic, time.time
         self._load = load or (lambda: settings)
-        self._levels: list[GateLevel] = []
+        self._levels = Levels()
+        self._tasks = Tasks()
         self._reloading = asyncio.Lock()
         self._pools = Pools()
         self.plan = Plan(settings, self._pools)
-        self.limits = LocalLimits(
-            Gate(Pool("process", "process", settings.gate.concurrency), settings.gate.queue_limit), now, wall
-        )
+        self.limits = LocalLimits(Gate(Pool("process", "process"), settings.gate.queue_limit), now, wall)
+        self._set_gate(settings)
         self.telemetry = Telemetry(
             _labels(self.plan),
             now=now,
             wall=wall,
             draw_bits=random.getrandbits,
+            prices=_prices(settings),
             tracing=Tracing(
                 ratio=settings.telemetry.trace_ratio,
                 slow_seconds=settings.telemetry.trace_slow_seconds,
                 service_name=settings.telemetry.service_name,
             ),
             log_fd=log_fd if settings.telemetry.log else None,
+            audit_fd=audit_fd if settings.telemetry.audit else None,
+            slow_log_seconds=settings.telemetry.slow_log_seconds,
         )
         self.telemetry.levels(lambda: self._levels)
-        self._transport = HttpTransport()
-        relay = Relay(self.limits, self._transport, self.telemetry, now, wall)
-        self._edge = Edge(lambda: self.plan, openai.endpoints(relay), self.telemetry, now)
+        self._transport = HttpTransport(self.telemetry.connections)
+        self._relay = Relay(self.limits, self._transport, self.telemetry, now, wall)
+        self._edge = Edge(lambda: self.plan, openai.endpoints(self._relay), self.telemetry, now)
         self._runners: list[web.BaseRunner] = []
         self.port = 0
         self.admin_port = 0
 
     async def __aenter__(self) -> Gateway:
         server = self.plan.settings.server
-        edge = web.Server(
+        edge = Server(
             self._edge,
             handler_cancellation=True,  # else a handler runs on after its client has left
             access_log=None,
@@ -93,25 +109,31 @@ class Gateway:
             auto_decompress=False,
         )
         controls = admin.Controls(
-            lambda: not self._edge.draining, self._admin_key, self.reload, self._report, self._observe
+            lambda: not self._edge.draining, self._admin_key, self.reload, self._report, self._observe, self._look
         )
         try:
             self.admin_port = await self._listen(
-                web.AppRunner(admin.application(controls, self.telemetry), access_log=None, shutdown_timeout=1.0),
+                web.AppRunner(
+                    self._audited(admin.application(controls, self.telemetry)), access_log=None, shutdown_timeout=1.0
+                ),
                 server.admin_host,
                 server.admin_port,
             )
-            # `drain` waits for calls in flight; what is left after it is cut off at once.
-            self.port = await self._listen(web.ServerRunner(edge, shutdown_timeout=0.0), server.host, server.port)
+            # `drain` waits for calls in flight; what is left after it is cut off at once. 0 would mean: never.
+            self.port = await self._listen(web.ServerRunner(edge, shutdown_timeout=0.01), server.host, server.port)
         except BaseException:
             await self._close()
             raise
+        self._tasks.spawn("pulse", self._pulse())
+        listeners = (f"{server.host}:{self.port}", f"{server.admin_host}:{self.admin_port}")
+        self.telemetry.audit.started(self.telemetry.version, listeners)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.drain(0.0)
+        ended = await self.drain(0.0)
+        self.telemetry.audit.stopped(drained=ended)
         await self._close()
 
     async def drain(self, seconds: float) -> bool:
@@ -137,13 +159,15 @@ class Gateway:
                 settings = await asyncio.to_thread(self._load)
             except ConfigError as error:
                 self.telemetry.reloaded(False)
+                self.telemetry.audit.refused(len(error.problems))
                 for problem in error.problems:
                     log.error("reload refused, the old configuration stays: %s", problem)
                 raise
             old, self.plan = self.plan, Plan(settings, self._pools)
-            self.limits.resize(settings.gate.concurrency, settings.gate.queue_limit)
-            self.telemetry.relabel(_labels(self.plan))
+            self._set_gate(settings)
+            self.telemetry.relabel(_labels(self.plan), _prices(settings))
             self.telemetry.reloaded(True)
+            self.telemetry.audit.reloaded(dict(old.settings), dict(settings))
             notes = [
                 f"{section} takes effect at the next start"
                 for section in ("server", "telemetry")
@@ -153,6 +177,11 @@ class Gateway:
             for note in notes:
                 log.warning(note)
             return notes
+
+    def _set_gate(self, settings: Settings) -> None:
+        gate = settings.gate
+        overload = frozenset(Priority[name.upper()] for name in gate.overload)
+        self.limits.configure(gate.concurrency, gate.queue_limit, gate.weights, overload)
 
     async def _listen(self, runner: web.BaseRunner, host: str, port: int) -> int:
         self._runners.append(runner)
@@ -165,25 +194,81 @@ class Gateway:
         key = self.plan.settings.server.admin_key
         return key.reveal() if key is not None else None
 
-    def _report(self) -> Sequence[Mapping[str, object]]:
+    def _report(self) -> Mapping[str, object]:
         pools = (self.limits.process, *self._pools)
-        return report(pools, self.limits.levels(pools), time.monotonic())
+        return report(pools, self.limits.levels(pools), self._relay.breakers, time.monotonic())
+
+    def _look(self) -> Mapping[str, object]:
+        """All figures of this moment, for the live page."""
+        now, queue_limit = time.monotonic(), self.plan.settings.gate.queue_limit
+        pools = (self.limits.process, *self._pools)
+        levels = tuple(self.limits.levels(pools))
+        waiting = {
+            priority.name.lower(): sum(level.waiting.get(priority, 0) for level in levels) for priority in Priority
+        }
+        shown = _busiest(pools, levels)
+        told = report(shown, levels, self._relay.breakers, now)
+        return self.telemetry.live.snapshot(self.plan.upstreams) | {
+            "version": self.telemetry.version,
+            "draining": self._edge.draining,
+            "queue": {"waiting": waiting, "limit": queue_limit},
+            "gates": [gate | {"pool": gate["pool"][:NAME_SHOWN]} for gate in told["limits"]],
+            "gates_left_out": len(pools) - len(shown),
+            "circuits": told["upstreams"],
+        }
+
+    def _audited(self, controls: web.Application) -> web.Application:
+        """What changes the gateway, or is refused, leaves a line in the audit log."""
+
+        async def tell(request: web.Request, response: web.StreamResponse) -> None:
+            if request.method not in ("GET", "HEAD") or response.status in (401, 403):
+                self.telemetry.audit.administered(request.method, request.path, response.status)
+
+        controls.on_response_prepare.append(tell)
+        return controls
+
+    async def _pulse(self) -> None:
+        """Feel how late the event loop is, and tell what changes with time alone."""
+        while True:
+            due = time.monotonic() + PULSE_SECONDS
+            await asyncio.sleep(PULSE_SECONDS)
+            now = time.monotonic()
+            self.telemetry.beat(now - due)
+            for name, breaker in self._relay.breakers.items():
+                self.telemetry.circuit(name, breaker.state(now).value)
 
     def _observe(self) -> None:
-        """Note the gates' levels on the loop's own thread; the scrape renders them in another."""
+        """Note all levels on the loop's own thread; the scrape renders them in another."""
+        connections = (ConnectionLevel(*level) for level in self._transport.levels())
+        self._levels = Levels(tuple(self._gates()), tuple(connections), tuple(self._accounts()))
+
+    def _gates(self) -> Iterator[GateLevel]:
         process = self.limits.process
-        self._levels = [
-            GateLevel(
+        bounds = {pool.label: (LEAST, pool.gradient.most) for pool in self._pools if pool.gradient is not None}
+        for level in self.limits.levels((process, *self._pools)):
+            yield GateLevel(
                 level.label,
                 float("inf") if level.concurrency is None else level.concurrency,
                 level.in_use,
                 {priority.name.lower(): count for priority, count in level.waiting.items()},
                 self.plan.settings.gate.queue_limit if level.label == process.label else None,
+                bounds.get(level.label),
             )
-            for level in self.limits.levels((process, *self._pools))
-        ]
+
+    def _accounts(self) -> Iterator[AccountLevel]:
+        """What is known of the providers' limits, by upstream and configured model."""
+        now = time.monotonic()
+        routes: dict[str, list[tuple[str, str]]] = {}
+        for model, said in self.plan.settings.models.items():
+            for upstream in said.upstreams:
+                routes.setdefault(f"{upstream}/{said.upstream_model or model}", []).append((upstream, model))
+        for pool in self._pools:
+            if pool.rates is not None:
+                for upstream, model in routes.get(pool.label, ()):
+                    yield AccountLevel(upstream, model, pool.rates.snapshot(now))
 
     async def _close(self) -> None:
+        await self._tasks.stop()
         self.limits.close()
         for runner in reversed(self._runners):
             await runner.cleanup()
@@ -196,9 +281,25 @@ def _labels(plan: Plan) -> Labels:
     return Labels(
         models=tuple(settings.models),
         upstreams=tuple(settings.upstreams),
-        callers=tuple(settings.callers),
+        callers=tuple(settings.callers) if settings.telemetry.per_caller else (),
         gates=plan.gates,
     )
+
+
+def _prices(settings: Settings) -> dict[str, Price]:
+    priced = {name: said.price for name, said in settings.models.items() if said.price is not None}
+    return {name: cost.price(**said.model_dump()) for name, said in priced.items()}
+
+
+def _busiest(pools: Sequence[Pool], levels: Iterable[Level]) -> list[Pool]:
+    """All pools in their order; where there are more than people read, those with most calls in them or before them."""
+    waiting = {level.label: sum(level.waiting.values()) for level in levels}
+    busiest = set(
+        heapq.nlargest(
+            GATES_SHOWN, pools, key=lambda pool: (pool.label == "process", pool.in_use + waiting[pool.label])
+        )
+    )
+    return [pool for pool in pools if pool in busiest]
 
 
 def allow_descriptors(wanted: int = DESCRIPTORS) -> None:
@@ -214,6 +315,7 @@ async def serve(
     load: Callable[[], Settings],
     *,
     log_fd: int | None = None,
+    audit_fd: int | None = 2,
     ready: Callable[[Gateway], None] = lambda gateway: None,
 ) -> bool:
     """Run a gateway until SIGTERM or SIGINT, then drain it; a second signal cuts the drain short. SIGHUP reloads.
@@ -229,7 +331,7 @@ async def serve(
     def ask_to_stop() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    async with Gateway(settings, load=load, log_fd=log_fd) as gateway:
+    async with Gateway(settings, load=load, log_fd=log_fd, audit_fd=audit_fd) as gateway:
 
         async def reload() -> None:
             try:

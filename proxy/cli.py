@@ -23,6 +23,7 @@ from rich.table import Table
 
 from proxy import app as gateway_app
 from proxy import config, demo, simulator
+from proxy import top as top_screen
 from proxy.config import ConfigError, Settings
 from proxy.simulator import profiles
 
@@ -84,7 +85,7 @@ def serve(
         server = gateway.plan.settings.server
         err.print(f"[bold]penstock[/bold] {metadata.version('penstock')} is up")
         err.print(f"  clients   base_url = {_url(server.host, gateway.port)}/v1", soft_wrap=True)
-        err.print(f"  admin     {_url(server.admin_host, gateway.admin_port)}  (/metrics /healthz /readyz)")
+        err.print(f"  admin     {_url(server.admin_host, gateway.admin_port)}  (/ui /metrics /healthz /readyz)")
         err.print(f"  models    {', '.join(gateway.plan.settings.models) or 'none'}", soft_wrap=True)
 
     settings = _checked(load)
@@ -126,7 +127,37 @@ def limits(
     if as_json:
         typer.echo(json.dumps(said, indent=2))
         return
-    Console(highlight=False).print(_limits_table(said["limits"]))
+    out = Console(highlight=False)
+    out.print(_limits_table(said["limits"]))
+    for upstream in said["upstreams"]:
+        if upstream["state"] != "closed":
+            why = f" ({upstream['reason']}, asked again in {upstream['shut_seconds']:.0f} s)"
+            out.print(
+                f"upstream {upstream['upstream']} is {upstream['state']}{why if upstream['state'] == 'shut' else ''}"
+            )
+
+
+@cli.command(name="top")
+def top_command(
+    admin: Annotated[
+        str, typer.Option(help="Address of a running gateway's admin port.", envvar="PENSTOCK_ADMIN_URL")
+    ] = "http://127.0.0.1:8081",
+    key: Annotated[
+        str | None, typer.Option(help="Its server.admin_key, if it has one.", envvar="PENSTOCK_ADMIN_KEY")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the figures once, as into a pipe.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures once, as JSON.")] = False,
+) -> None:
+    """Watch a running gateway: throughput, latencies, gates, limits, upstreams, errors and the last calls.
+
+    The same figures are on its admin port as a page, at /ui. `q` ends it.
+    """
+    try:
+        top_screen.run(admin, key, once=once, as_json=as_json)
+    except top_screen.NotAllowed:
+        _fail(f"the gateway at {admin} asks for a key; give its server.admin_key with --key")
+    except top_screen.Unreachable as error:
+        _fail(str(error))
 
 
 @cli.command()

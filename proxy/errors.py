@@ -10,6 +10,7 @@ GatewayError
 ├── QueueFull             429  too many wait already; come back after `retry_after`
 ├── QueueTimeout          503  no place before the deadline
 ├── Draining              503  this process is stopping; another one will answer
+├── UpstreamShut          503  the upstream is not asked for now: no money, a refused credential, or it only fails
 ├── UpstreamUnreachable   502  no connection to the upstream
 ├── UpstreamBroke         502  the upstream closed or reset the connection before its answer
 ├── UpstreamGarbage       502  the upstream's answer was not HTTP
@@ -114,6 +115,10 @@ class UpstreamError(GatewayError):
     status, default_code, kind = 502, "upstream_error", "upstream_error"
     word, source = "upstream_5xx", "upstream"
     should_retry = False
+
+
+class UpstreamShut(UpstreamError):
+    status, default_code, word = 503, "upstream_shut", "overloaded"
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from proxy import config
 from proxy.config import PASSTHROUGH, Secret, Settings
+from proxy.core.concurrency import Gradient
 from proxy.core.learner import Learner
 from proxy.core.pool import Pool
 from proxy.upstreams import Upstream
@@ -57,10 +58,16 @@ class Pools:
         self._named: dict[str, Pool] = {}
         self._accounts: OrderedDict[str, Pool] = OrderedDict()
 
-    def named(self, name: str, limits: config.Limits) -> Pool:
+    def named(self, name: str, limits: config.Limits, *, learns_concurrency: bool = False) -> Pool:
         """The pool of that name, made or brought to these ceilings."""
         pool = self._named.setdefault(name, Pool(name, name))
         pool.concurrency = limits.concurrency
+        if not learns_concurrency:
+            pool.gradient = None
+        else:
+            pool.gradient = pool.gradient or Gradient()
+            pool.gradient.configure(limits.concurrency)
+            pool.concurrency = int(pool.gradient.limit)
         requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
         if pool.rates is not None:
             pool.rates.configure(requests_per_minute=requests, tokens_per_minute=tokens, learn=False)
@@ -182,7 +189,14 @@ def _shared(settings: Settings, pools: Pools) -> dict[str, Pool]:
     wanted = {f"pool/{name}": limits for name, limits in settings.pools.items()}
     wanted |= {f"upstream/{name}": said.limits for name, said in settings.upstreams.items()}
     wanted |= {f"model/{name}": said.limits for name, said in settings.models.items()}
-    return {name: pools.named(name, limits) for name, limits in wanted.items() if _bounds(limits)}
+    learning = {
+        f"upstream/{name}" for name, said in settings.upstreams.items() if said.self_hosted and said.limits.learn
+    }
+    return {
+        name: pools.named(name, limits, learns_concurrency=name in learning)
+        for name, limits in wanted.items()
+        if name in learning or _bounds(limits)
+    }
 
 
 def _bounds(limits: config.Limits) -> bool:

@@ -24,6 +24,7 @@ from typing import Protocol
 from proxy.core import backoff, headers, outcome
 from proxy.core.answer import BodyReader
 from proxy.core.asked import Asked
+from proxy.core.breaker import Breaker
 from proxy.core.gate import Priority
 from proxy.core.headers import TO_CLIENT
 from proxy.core.learner import Size
@@ -31,6 +32,7 @@ from proxy.core.outcome import Meaning, Outcome, Reason, Retry
 from proxy.core.retry_budget import RetryBudget
 from proxy.core.route import Tries
 from proxy.core.sse import Reader, is_stream
+from proxy.core.usage import Usage
 from proxy.errors import (
     GatewayError,
     QueueTimeout,
@@ -38,6 +40,7 @@ from proxy.errors import (
     UpstreamBroke,
     UpstreamError,
     UpstreamGarbage,
+    UpstreamShut,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
@@ -47,6 +50,7 @@ from proxy.telemetry import Attempt, Record, Telemetry
 from proxy.upstreams import AttemptFailed, Reply, Transport
 
 ERROR_BODY_LIMIT = 1 << 20  # bytes of a refusal that are read and passed on
+UNUSED = Usage()  # what an attempt took that was never sent
 BLOCKED_SECONDS = 0.001  # a write that took longer was waiting for the client; a shorter one is our own work
 
 
@@ -141,6 +145,7 @@ class Relay:
         self._limits, self._transport, self._telemetry = limits, transport, telemetry
         self._now, self._wall, self._draw = now, wall, draw
         self._budgets: dict[str, RetryBudget] = {}
+        self._breakers: dict[str, Breaker] = {}
 
     async def run(self, call: Call, sink: Sink, record: Record) -> None:
         """Answer `call` from the first of its targets that can, into `sink`.
@@ -150,6 +155,7 @@ class Relay:
             UpstreamError: no attempt brought an answer that could be passed on; nothing was written.
             ClientGone: the client cannot be written to.
         """
+        record.routed = self._now()
         async with self._limits.admit(
             call.route.targets,
             call.size,
@@ -160,18 +166,7 @@ class Relay:
         ) as admission:
             tries = Tries(call.route.targets, call.policy.attempts)
             while (setback := await self._attempt(call, admission, sink, record)) is not None:
-                pause = self._pause(tries, setback, call, admission.target)
-                if pause is None or self._now() + pause >= call.deadline:
-                    await self._give_up(setback, sink, record)
-                    return
-                try:
-                    await admission.again(
-                        tries.targets,
-                        after=pause,
-                        reason=setback.meaning.reason.value,
-                        source="computed" if setback.retry_after is None else "retry_after",
-                    )
-                except QueueTimeout:
+                if not await self._come_again(call, tries, setback, admission):
                     await self._give_up(setback, sink, record)
                     return
 
@@ -181,33 +176,41 @@ class Relay:
         upstream = target.upstream
         model = target.model or call.asked.model
         record.upstream = upstream.name
-        with self._telemetry.attempt(record, upstream.name, model, upstream.host, upstream.port) as attempt:
-            sent = self._now()
+        breaker = self._breakers.setdefault(upstream.name, Breaker())
+        if not breaker.admits(self._now(), self._draw()):
+            admission.settle(UNUSED)
+            return Setback(outcome.SHUT, retry_after=breaker.shut_for(self._now()) or None)
+        url = upstream.base_url + call.path
+        with self._telemetry.attempt(record, upstream.name, model, upstream.host, upstream.port, url) as attempt:
             try:
                 body = call.asked.rewritten(model, ask_usage=call.hides_usage)
-                async with self._transport.send(
-                    upstream, call.method, call.path, self._headers(call, target, record, attempt), body
-                ) as reply:
+                extra = self._headers(call, target, record, attempt)
+                sent = attempt.sent = self._now()
+                async with self._transport.send(upstream, call.method, call.path, extra, body) as reply:
                     attempt.status, attempt.first_byte = reply.status, self._now()
                     attempt.request_id = reply.headers.get("x-request-id", reply.headers.get("request-id", ""))
                     record.upstream_seconds += attempt.first_byte - sent
                     if reply.status >= 400:
-                        return await self._refusal(reply, admission, attempt)
+                        return await self._refusal(reply, admission, attempt, record)
                     admission.answered(reply.headers)
                     attempt.meaning = await self._pass_on(call, reply, sink, record)
+                    if record.first_token is not None:
+                        admission.sped(record.first_token - sent)
                     self._budget(upstream.name).succeeded(self._now())
                     return None
             except AttemptFailed as error:
                 begun = record.first_byte is not None
                 attempt.meaning = outcome.of_failure(error.reason, begun=begun)
                 if attempt.first_byte is None:
-                    record.upstream_seconds += self._now() - sent
                     admission.failed()
                 if not begun:
                     return Setback(attempt.meaning, error=error)
                 await self._break_off(attempt.meaning, sink, record)
                 return None
             finally:
+                if attempt.first_byte is None and attempt.sent is not None:
+                    record.upstream_seconds += self._now() - attempt.sent
+                breaker.ended(attempt.meaning, attempt.retry_after, self._now())
                 admission.settle(record.usage)
 
     def _headers(self, call: Call, target: Target, record: Record, attempt: Attempt) -> Mapping[str, str]:
@@ -218,12 +221,16 @@ class Relay:
         if upstream.passthrough:
             extra.update(call.credential)
         if upstream.propagate_trace:
-            extra["traceparent"] = self._telemetry.traceparent(record, attempt)
+            extra.update(self._telemetry.trace_headers(record, attempt))
         return extra
 
-    async def _refusal(self, reply: Reply, admission: Admission[Target], attempt: Attempt) -> Setback:
+    async def _refusal(self, reply: Reply, admission: Admission[Target], attempt: Attempt, record: Record) -> Setback:
         """Read an error answer and tell the limits what it means."""
-        body = await reply.body(ERROR_BODY_LIMIT)
+        began = self._now()
+        try:
+            body = await reply.body(ERROR_BODY_LIMIT)
+        finally:
+            record.upstream_seconds += self._now() - began
         code, kind, message = headers.error_of_body(body)
         meaning = outcome.of_answer(reply.status, code=code, kind=kind, message=message)
         retry_after = headers.retry_after(reply.headers, self._wall())
@@ -231,20 +238,38 @@ class Relay:
             retry_after = headers.retry_after_of_body(body)
         attempt.meaning, attempt.retry_after = meaning, retry_after
         if meaning.outcome is Outcome.THROTTLED:
+            was_held = self._is_held(admission.target)
             admission.refused(meaning, reply.headers, retry_after)
+            attempt.cooled = not was_held and self._is_held(admission.target)
         elif meaning.outcome is Outcome.REJECTED:
             admission.answered(reply.headers)
         else:
-            admission.failed()
+            admission.failed(is_full=meaning.outcome is Outcome.OVERLOADED)
         return Setback(meaning, reply.status, reply.headers, body, retry_after)
 
-    def _pause(self, tries: Tries[Target], setback: Setback, call: Call, target: Target) -> float | None:
+    async def _come_again(
+        self, call: Call, tries: Tries[Target], setback: Setback, admission: Admission[Target]
+    ) -> bool:
+        """Wait for the next attempt's turn. False: there will be none, or not before the deadline."""
+        pause = self._pause(call, tries, setback, admission.target)
+        if pause is None or self._now() + pause >= call.deadline:
+            return False
+        source = "computed" if setback.retry_after is None else "retry_after"
+        try:
+            await admission.again(tries.targets, after=pause, reason=setback.meaning.reason.value, source=source)
+        except QueueTimeout:
+            return False
+        return True
+
+    def _pause(self, call: Call, tries: Tries[Target], setback: Setback, target: Target) -> float | None:
         """Seconds until the next attempt; None: that was the last. How long a limit holds is the gate's to know."""
         retry = setback.meaning.retry
         if retry is Retry.NEVER:
             return None
         if retry is Retry.PACED:
             return 0.0 if tries.refused() else None
+        if retry is Retry.ELSEWHERE:
+            return 0.0 if tries.failed(target) and tries.is_fresh else None
         if not tries.failed(target) or not self._budget(target.upstream.name).spend(self._now()):
             return None
         if tries.is_fresh:
@@ -258,6 +283,16 @@ class Relay:
             retry_after=setback.retry_after,
         )
 
+    @property
+    def breakers(self) -> Mapping[str, Breaker]:
+        """By upstream, of those that were ever asked."""
+        return self._breakers
+
+    def _is_held(self, target: Target) -> bool:
+        """Whether refusals keep everybody back from it."""
+        rates = target.account.rates
+        return rates is not None and rates.held(self._now()) > 0.0
+
     def _budget(self, upstream: str) -> RetryBudget:
         return self._budgets.setdefault(upstream, RetryBudget())
 
@@ -267,6 +302,7 @@ class Relay:
         Raises:
             AttemptFailed: it broke off; `record.first_byte` says whether anything had left.
         """
+        began, waited = self._now(), record.upstream_seconds + record.client_seconds
         reader = Reader(hide_usage=call.hides_usage) if is_stream(reply.headers) else BodyReader()
         try:
             while chunk := await self._read(reply, record):
@@ -283,31 +319,36 @@ class Relay:
         await self._write(reply, reader.rest(), sink, record)
         await sink.finish()
         record.last_byte = self._now()
+        waited = record.upstream_seconds + record.client_seconds - waited
+        record.relay_seconds = max(0.0, record.last_byte - began - waited)
         meaning = outcome.of_failure(Reason.ERROR_EVENT, begun=True) if reader.error else outcome.OK
         self._close(record, meaning, end_reason="error_event" if reader.error else "done")
         return meaning
 
     async def _read(self, reply: Reply, record: Record) -> bytes:
         began = self._now()
-        chunk = await reply.read()
-        silent = self._now() - began
-        record.upstream_seconds += silent
-        if record.chunks and silent > record.max_gap_seconds:
-            record.max_gap_seconds = silent
-        return chunk
+        try:
+            return await reply.read()
+        finally:
+            silent = self._now() - began
+            record.upstream_seconds += silent
+            if record.chunks and silent > record.max_gap_seconds:
+                record.max_gap_seconds, record.max_gap_at = silent, began
 
     async def _write(self, reply: Reply, data: bytes, sink: Sink, record: Record) -> None:
         began = self._now()
-        if record.first_byte is None:
-            record.first_byte, record.status = began, reply.status
-            await sink.start(reply.status, _for_client(reply.headers))
-        if data:
-            await sink.write(data)
-            record.chunks += 1
-            record.bytes_out += len(data)
-        blocked = self._now() - began
-        if blocked > BLOCKED_SECONDS:
-            record.client_seconds += blocked
+        try:
+            if record.first_byte is None:
+                record.first_byte, record.status = began, reply.status
+                await sink.start(reply.status, _for_client(reply.headers))
+            if data:
+                await sink.write(data)
+                record.chunks += 1
+                record.bytes_out += len(data)
+        finally:
+            blocked = self._now() - began
+            if blocked > BLOCKED_SECONDS:
+                record.client_seconds += blocked
 
     async def _break_off(self, meaning: Meaning, sink: Sink, record: Record) -> None:
         """An answer that had begun will not end: say so where the client reads."""
@@ -320,6 +361,12 @@ class Relay:
     async def _give_up(self, setback: Setback, sink: Sink, record: Record) -> None:
         """The last word: the upstream's own answer, or an error of ours where it gave none."""
         self._close(record, setback.meaning)
+        if setback.meaning is outcome.SHUT:
+            raise UpstreamShut(
+                f"upstream {record.upstream} is not asked for now, after refusals or failures; the operator's "
+                "/admin/limits says why",
+                retry_after=setback.retry_after,
+            )
         if setback.error is not None:
             raise _as_error(setback.error.reason, record.upstream) from setback.error
         record.status, record.first_byte = setback.status, self._now()

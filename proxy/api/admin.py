@@ -1,4 +1,4 @@
-"""The admin port: health, metrics, reload. On an address of its own, so that no client's path reaches it."""
+"""The admin port: health, metrics, limits, the live page, reload. On an address that no client's path reaches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from proxy.api import ui
 from proxy.config import ConfigError
 from proxy.telemetry import Telemetry
 
@@ -20,17 +21,23 @@ class Controls:
 
     Attributes:
         ready: whether new calls are taken.
-        key: what everything but health asks for, as a bearer token; None: nothing is asked.
+        key: what everything but health and the files of the live page asks for, as a bearer token; None: nothing is
+            asked.
         reload: read the configuration anew and take it; raises ConfigError and changes nothing if it is wrong.
         limits: what is known of every limit; see `proxy.limits.report`.
         observe: note the levels of the gates for the scrape that follows; called on the event loop's thread.
+        look: a snapshot of all figures, for the live page; called on the event loop's thread.
     """
 
     ready: Callable[[], bool]
     key: Callable[[], str | None]
     reload: Callable[[], Awaitable[Sequence[str]]]
-    limits: Callable[[], Sequence[Mapping[str, object]]]
+    limits: Callable[[], Mapping[str, object]]
     observe: Callable[[], None]
+    look: Callable[[], Mapping[str, object]]
+
+
+_OPEN = frozenset({"/healthz", "/readyz"}) | ui.PATHS
 
 
 def application(controls: Controls, telemetry: Telemetry) -> web.Application:
@@ -47,7 +54,7 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         wanted = controls.key()
-        if wanted is not None and request.path not in ("/healthz", "/readyz"):
+        if wanted is not None and request.path not in _OPEN:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode()):
                 return web.json_response({"status": "refused", "problems": ["server.admin_key is needed"]}, status=401)
@@ -59,7 +66,7 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def limits(_: web.Request) -> web.Response:
-        return web.json_response({"limits": list(controls.limits())})
+        return web.json_response(controls.limits())
 
     async def reload(_: web.Request) -> web.Response:
         try:
@@ -75,4 +82,5 @@ def application(controls: Controls, telemetry: Telemetry) -> web.Application:
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/admin/limits", limits)
     app.router.add_post("/admin/reload", reload)
+    ui.add_routes(app, ui.Feed(controls.look))
     return app

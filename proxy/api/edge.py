@@ -13,8 +13,11 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.log import server_logger
 
 from proxy.api.answering import HttpAnswer
 from proxy.core.gate import Priority
@@ -33,14 +36,52 @@ from proxy.errors import (
     UpstreamError,
 )
 from proxy.plan import Plan
-from proxy.relay import Policy
-from proxy.telemetry import Record, Telemetry
+from proxy.relay import BLOCKED_SECONDS, Policy
+from proxy.telemetry import Record, Telemetry, story
 
 log = logging.getLogger("penstock.edge")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PRIORITIES = {"interactive": Priority.INTERACTIVE, "default": Priority.DEFAULT, "batch": Priority.BATCH}
 READ_MARGIN_SECONDS = 1.0  # an SDK's own read timeout must not come before our answer
+
+
+class _Discreet(logging.Filter):
+    """For the log of aiohttp's server: a malformed request is told of without what it holds, which may be a key. That
+    one came is no error of ours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(error := record.exc_info[1], HttpProcessingError):
+            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
+            record.msg, record.args, record.exc_info = f"{record.msg}: {type(error).__name__}", record.args, None
+        return True
+
+
+server_logger.addFilter(_Discreet())
+
+
+class _Connection(web.RequestHandler):
+    """A client's connection. What is not HTTP is answered without a word of it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        return super().handle_error(request, status, exc, message and "this is not HTTP that can be understood")
+
+
+class Server(web.Server):
+    """aiohttp's, with connections of ours."""
+
+    def __init__(self, handler: Edge, *, handler_cancellation: bool, **settings: Any) -> None:
+        super().__init__(handler, handler_cancellation=handler_cancellation, **settings)
+        self._settings = settings
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
 
 
 @dataclass(slots=True)
@@ -52,6 +93,7 @@ class Visit:
     record: Record
     answer: HttpAnswer
     path: str  # what follows /v1, with its query
+    now: Callable[[], float]
 
     async def body(self) -> bytes:
         """The whole body.
@@ -64,12 +106,16 @@ class Visit:
             raise self._too_large(limit)
         parts: list[bytes] = []
         size = 0
+        began = self.now()
         while part := await self.request.content.readany():
             size += len(part)
             if size > limit:
                 raise self._too_large(limit)
             parts.append(part)
-        self.record.bytes_in = size
+        record = self.record
+        record.bytes_in, record.body_read = size, self.now()
+        if (waited := record.body_read - began) > BLOCKED_SECONDS:
+            record.client_seconds += waited
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @staticmethod
@@ -187,6 +233,7 @@ class Edge:
             endpoint.route,
             request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else f"req_{self._draw_bits(128):032x}",
             traceparent=headers.get("traceparent"),
+            tracestate=headers.get("tracestate"),
         )
         self._in_flight += 1
         with self._telemetry.request(record):
@@ -210,8 +257,10 @@ class Edge:
                 raise Draining("the gateway is stopping; ask again, another one will answer", retry_after=1.0)
             plan = self._plan()
             handler = _handler(endpoint, request.method, request.raw_path)
+            began = self._now()
             record.caller = _caller(plan, request.headers)
-            await handler(Visit(request, plan, record, answer, request.raw_path.removeprefix("/v1")))
+            record.auth_seconds = self._now() - began
+            await handler(Visit(request, plan, record, answer, request.raw_path.removeprefix("/v1"), self._now))
         except GatewayError as error:
             if not isinstance(error, UpstreamError):  # the relay has said what became of an attempt
                 record.outcome = Outcome.REJECTED
@@ -219,8 +268,8 @@ class Edge:
             await answer.refuse(error)
         except (ClientGone, asyncio.CancelledError):
             raise
-        except Exception:  # the edge is where the unforeseen is counted and logged, once
-            log.exception("request %s failed", record.request_id)
+        except Exception as error:  # noqa: BLE001  # the edge is where the unforeseen is counted and logged, once
+            log.error("request %s failed: %s", record.request_id, story(error))
             record.outcome = Outcome.FAILED
             record.error_type, record.error_source = Internal.word, Internal.source
             await answer.refuse(Internal(f"internal error; it is logged as {record.request_id}"))

@@ -99,6 +99,8 @@ def _list_models(relay: Relay) -> Handler:
 def _one_model(relay: Relay) -> Handler:
     async def one_model(visit: Visit) -> None:
         model = unquote(visit.path.removeprefix("/models/").partition("?")[0])
+        if not _stays_below(model):
+            raise ModelNotFound("the path names no model; GET /v1/models lists those there are.", param="model")
         route = _route(visit.plan, model)
         visit.record.model = route.name
         if model in visit.plan.models:
@@ -111,6 +113,11 @@ def _one_model(relay: Relay) -> Handler:
         )
 
     return one_model
+
+
+def _stays_below(model: str) -> bool:
+    """Whether it may stand in an upstream's path, where it is asked for with our credential."""
+    return model.isprintable() and "\\" not in model and {"", ".", ".."}.isdisjoint(model.split("/"))
 
 
 def _first_wildcard(plan: Plan) -> Route | None:

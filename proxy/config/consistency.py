@@ -26,6 +26,7 @@ def contradictions(tree: Tree) -> Found:
     yield from _passed_through(tree)
     yield from _one_port_twice(tree)
     yield from _shared_keys(tree)
+    yield from _weightless(tree)
     yield from _base_beyond_cap(tree)
 
 
@@ -110,6 +111,13 @@ def _shared_keys(tree: Tree) -> Found:
     for alias, key in _part(tree, "callers").items():
         if isinstance(key, Secret) and (other := first.setdefault(key, alias)) != alias:
             yield ("callers", alias), f"has the same key as callers.{other}; give each caller a key of its own"
+
+
+def _weightless(tree: Tree) -> Found:
+    callers = _part(tree, "callers")
+    for alias in _part(_part(tree, "gate"), "weights"):
+        if alias not in callers:
+            yield ("gate", "weights", alias), f"no such caller{nearest(alias, callers)}"
 
 
 def _base_beyond_cap(tree: Tree) -> Found:

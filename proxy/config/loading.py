@@ -23,7 +23,7 @@ from proxy.config.secret import PASSTHROUGH, Secret
 from proxy.config.settings import Settings
 
 PREFIX = "PENSTOCK_"
-NOT_A_SETTING = "PENSTOCK_CONFIG"  # names the file; read by the command line
+NOT_SETTINGS = ("PENSTOCK_CONFIG", "PENSTOCK_ADMIN_URL", "PENSTOCK_ADMIN_KEY")  # read by the command line
 FILE_BYTES_MAX = 1 << 20
 SECRET_BYTES_MAX = 1 << 16
 
@@ -348,7 +348,7 @@ def _upwards(place: Path) -> Iterator[Path]:
 
 def _is_setting(variable: str, value: str) -> bool:
     name = variable.upper()
-    if not name.startswith(PREFIX) or name == NOT_A_SETTING:
+    if not name.startswith(PREFIX) or name in NOT_SETTINGS:
         return False
     return not _SERVICE_LINK.fullmatch(name) and not (name.endswith("_PORT") and "://" in value)
 

@@ -33,6 +33,7 @@ from proxy.config.secret import PASSTHROUGH, Secret
 
 COUNT_MAX = 10**12  # more than any limit sold; small enough that a float holds it exactly
 SECONDS_MAX = 86_400.0  # a day; whoever writes more means milliseconds
+DOLLARS_MAX = 1e6  # for a million tokens; a thousand times the dearest model there is
 CALLER_KEY_MIN = 16  # characters; a shorter key can be guessed
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -105,6 +106,7 @@ Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 CountOrZero = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, Field(gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, le=DOLLARS_MAX, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Host = Annotated[str, AfterValidator(_host)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -200,6 +202,21 @@ class Upstream(_Part):
     """Whether the trace's id is sent along (W3C traceparent)."""
 
 
+class Price(_Part):
+    """What a model's tokens cost, in US dollars for a million of them, as providers' price lists tell it."""
+
+    input: Dollars
+    """Tokens read."""
+    output: Dollars
+    """Tokens written."""
+    cached_input: Dollars | None = None
+    """Those of the input that the provider read from its cache; as input where it is not given."""
+    cache_write: Dollars | None = None
+    """Those of the input that the provider wrote to its cache; as input where it is not given."""
+    reasoning: Dollars | None = None
+    """Those of the output that were spent on reasoning; as output where it is not given."""
+
+
 class Model(_Part):
     """A route: where calls for one model name go."""
 
@@ -211,6 +228,8 @@ class Model(_Part):
     """Limits of this model, over all its upstreams."""
     pool: str | None = None
     """Name of a pool whose limits its calls share."""
+    price: Price | None = None
+    """What its tokens cost; without it its calls are counted as unpriced."""
 
 
 class Gate(_Part):
@@ -222,6 +241,15 @@ class Gate(_Part):
     """Most calls that wait for a place; one more is refused with 429. 0 lets none wait."""
     max_wait_seconds: SecondsOrZero = 600.0
     """How long a call may wait for its place, unless its client asks for less."""
+    weights: Annotated[
+        Mapping[Name, Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]],
+        Field(json_schema_extra={"propertyNames": {"pattern": _NAME}}),
+    ] = {}
+    """Share of each caller while several wait, by alias; 1 where none is given."""
+    overload: Annotated[
+        tuple[Literal["interactive", "default"], ...], Field(strict=False), AfterValidator(_distinct)
+    ] = ("interactive",)
+    """The priorities whose queue, when it stands for too long, serves the newest first and refuses who waited 2 s."""
 
 
 class Retry(_Part):
@@ -243,7 +271,13 @@ class Telemetry(_Part):
     trace_slow_seconds: SecondsOrZero = 30.0
     """A call that took longer counts as slow."""
     log: bool = True
-    """Whether the access log is written, one line for each call."""
+    """Whether the access log is written to stdout, one line for each call."""
+    slow_log_seconds: SecondsOrZero = 60.0
+    """A call that still runs is logged each time so much more has passed; 0 never."""
+    audit: bool = True
+    """Whether the audit log is written to stderr: starts, stops, reloads, keys denied, administration."""
+    per_caller: bool = False
+    """Whether calls, tokens and cost are counted by the alias of their key as well."""
     service_name: Text = "penstock"
     """Name of this service in traces."""
 

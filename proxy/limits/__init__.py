@@ -59,8 +59,11 @@ class Admission(Protocol[AnyTarget]):
     def refused(self, meaning: Meaning, headers: Mapping[str, str], retry_after: float | None) -> None:
         """The target refused because of a limit: hold it for everybody."""
 
-    def failed(self) -> None:
-        """The target gave no answer that tells anything about its limits."""
+    def failed(self, *, is_full: bool = False) -> None:
+        """The target gave no answer that tells anything about its rates; `is_full`: it said that it has no capacity."""
+
+    def sped(self, first_token_seconds: float) -> None:
+        """The target's first token came so long after the call was sent."""
 
     def settle(self, usage: Usage | None) -> None:
         """The attempt at `target` is over; `usage` is what it really took, None if nobody knows."""

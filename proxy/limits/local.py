@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, cast
 
 from proxy.core import backoff, headers
-from proxy.core.gate import Gate, Level, Priority, State, Ticket
+from proxy.core.gate import Gate, Level, Priority, Refusal, State, Ticket
 from proxy.core.learner import Learner, Reservation, Size
 from proxy.core.outcome import Meaning
 from proxy.core.pool import Pool
@@ -61,10 +61,18 @@ class LocalLimits:
     def process(self) -> Pool:
         return self._gate.process
 
-    def resize(self, concurrency: int | None, queue_limit: int) -> None:
-        """Take the bounds of a new plan; nobody inside or waiting is dropped."""
-        self._gate.process.concurrency, self._gate.queue_limit = concurrency, queue_limit
-        self._gate.advance(self._now())
+    def configure(
+        self,
+        concurrency: int | None,
+        queue_limit: int,
+        weights: Mapping[str, float],
+        overload: frozenset[Priority],
+    ) -> None:
+        """Take the bounds and ways of a plan; nobody inside or waiting is dropped."""
+        gate = self._gate
+        gate.process.concurrency, gate.queue_limit = concurrency, queue_limit
+        gate.weights, gate.overload = weights, overload
+        gate.advance(self._now())
         self._wake()
 
     def close(self) -> None:
@@ -74,7 +82,13 @@ class LocalLimits:
             self._timer.cancel()
         for sleeper in self._sleepers.values():
             if not sleeper.done():
-                sleeper.set_exception(Draining("the gateway is stopping", retry_after=1.0))
+                sleeper.set_exception(_draining())
+
+    def _changed(self) -> None:
+        """A pool may have more room than before: see who fits."""
+        if self._gate.waiting:
+            self._gate.advance(self._now())
+            self._wake()
 
     def _wake(self) -> None:
         """After any change of the gate: wake whom it let in, and be there when time lets in the next."""
@@ -97,15 +111,16 @@ class LocalLimits:
         self._gate.advance(self._now())
         self._wake()
 
-    def _come_back(self) -> float:
+    def _come_back(self, expected_wait: float) -> float:
+        """Seconds after which to tell a client to come back, spread so that they do not come together."""
         least, most = COME_BACK_SECONDS
-        return backoff.spread(min(most / 1.2, max(least, self._gate.expected_wait())), self._draw())
+        return backoff.spread(min(most / 1.2, max(least, expected_wait)), self._draw())
 
 
 class LocalAdmission(Generic[AnyTarget]):
     """One call's place; see `proxy.limits.Admission`."""
 
-    __slots__ = ("_caller", "_deadline", "_limits", "_notes", "_priority", "_size", "_targets", "_ticket")
+    __slots__ = ("_caller", "_deadline", "_limits", "_notes", "_priority", "_sent", "_size", "_targets", "_ticket")
 
     def __init__(
         self,
@@ -120,26 +135,30 @@ class LocalAdmission(Generic[AnyTarget]):
         self._limits, self._targets, self._size = limits, targets, size
         self._priority, self._caller, self._deadline, self._notes = priority, caller, deadline, notes
         self._ticket: Ticket | None = None
+        self._sent = 0.0  # when it was last let in
 
     async def __aenter__(self) -> LocalAdmission[AnyTarget]:
         limits, notes = self._limits, self._notes
         if limits._closed:
             notes.admission("shutdown", limits._gate.process.label)
-            raise Draining("the gateway is stopping", retry_after=1.0)
+            raise _draining()
         ticket = limits._gate.ask(
-            limits._now(), self._targets, self._size, priority=self._priority, caller=self._caller
+            limits._now(),
+            self._targets,
+            self._size,
+            priority=self._priority,
+            caller=self._caller,
+            deadline=self._deadline,
         )
-        self._ticket = ticket
+        self._ticket, self._sent = ticket, ticket.since
         limits._wake()
         if ticket.state is State.HELD:
             notes.admission("immediate", "")
             return self
         if ticket.state is State.REFUSED:
-            notes.admission("rejected_full", ticket.waited_for)
-            raise QueueFull(
-                f"{limits._gate.waiting} calls wait already for {ticket.waited_for}; come back later",
-                retry_after=limits._come_back(),
-            )
+            error = self._turned_away(ticket)
+            notes.admission(_refusal(error), ticket.waited_for)
+            raise error
         try:
             await self._sleep(ticket, "queue")
         except BaseException as error:
@@ -164,6 +183,7 @@ class LocalAdmission(Generic[AnyTarget]):
         if (told := self._account()) is not None:
             learner, reservation = told
             learner.answered(reservation, headers.readings(said, limits._wall()), limits._now())
+            limits._changed()
 
     def refused(self, meaning: Meaning, said: Mapping[str, str], retry_after: float | None) -> None:
         limits = self._limits
@@ -172,10 +192,19 @@ class LocalAdmission(Generic[AnyTarget]):
             readings = headers.readings(said, limits._wall())
             learner.refused(reservation, meaning, readings, retry_after, limits._now())
 
-    def failed(self) -> None:
+    def failed(self, *, is_full: bool = False) -> None:
+        now = self._limits._now()
         if (told := self._account()) is not None:
             learner, reservation = told
-            learner.failed(reservation, self._limits._now())
+            learner.failed(reservation, now)
+        if is_full:
+            for pool in self.target.pools:
+                pool.dropped(self._sent, now)
+
+    def sped(self, first_token_seconds: float) -> None:
+        for pool in self.target.pools:
+            pool.sped(first_token_seconds, self._size)
+        self._limits._changed()
 
     def settle(self, usage: Usage | None) -> None:
         limits, ticket = self._limits, self._ticket
@@ -206,6 +235,8 @@ class LocalAdmission(Generic[AnyTarget]):
     async def _sleep(self, ticket: Ticket, kind: str, *, source: str = "", reason: str = "") -> None:
         """Until the gate lets `ticket` in; the gate alone says whether it did, even at the last moment."""
         limits = self._limits
+        if limits._closed:
+            raise _draining()
         loop = asyncio.get_running_loop()
         started, result = limits._now(), "cancelled"
         sleeper = limits._sleepers[ticket] = loop.create_future()
@@ -216,14 +247,28 @@ class LocalAdmission(Generic[AnyTarget]):
         finally:
             late.cancel()
             del limits._sleepers[ticket]
+            self._sent = limits._now()
             self._notes.waited(
-                kind, started, limits._now(), gate=ticket.waited_for, result=result, source=source, reason=reason
+                kind, started, self._sent, gate=ticket.waited_for, result=result, source=source, reason=reason
             )
         if ticket.state is not State.HELD:
-            raise QueueTimeout(
-                f"no room at {ticket.waited_for} before the deadline; ask for less at a time, or allow more time",
-                retry_after=limits._come_back(),
-            )
+            raise self._turned_away(ticket)
+
+    def _turned_away(self, ticket: Ticket) -> GatewayError:
+        """The error for a ticket that the gate refused, or that was still waiting at its deadline."""
+        limits = self._limits
+        gate, seconds = ticket.waited_for, ticket.expected_wait
+        again = limits._come_back(seconds)
+        if ticket.refusal is Refusal.FULL:
+            return QueueFull(f"{limits.waiting} calls wait already for {gate}; come back later", retry_after=again)
+        if ticket.refusal is Refusal.OVERLOAD:
+            return QueueTimeout(f"{gate} is overloaded; come back later", retry_after=again)
+        if ticket.refusal is Refusal.LATE:
+            message = f"the wait for {gate} would be {seconds:.0f} s, beyond the deadline; come back later"
+            return QueueTimeout(message, retry_after=again)
+        return QueueTimeout(
+            f"no room at {gate} before the deadline; ask for less at a time, or allow more time", retry_after=again
+        )
 
     def _account(self) -> tuple[Learner, Reservation] | None:
         """Who learns from this attempt, and what it reserved there."""
@@ -248,7 +293,13 @@ def _let_go(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
+def _draining() -> Draining:
+    return Draining("the gateway is stopping", retry_after=1.0)
+
+
 def _refusal(error: BaseException) -> str:
+    if isinstance(error, QueueFull):
+        return "rejected_full"
     if isinstance(error, QueueTimeout):
         return "rejected_timeout"
     return "shutdown" if isinstance(error, GatewayError) else "cancelled"

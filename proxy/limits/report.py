@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from proxy.core.gate import Level
+from proxy.core.breaker import Breaker
+from proxy.core.gate import Level, Priority
 from proxy.core.learner import Limit
 from proxy.core.pool import Pool
 
 
-def report(pools: Iterable[Pool], levels: Iterable[Level], now: float) -> list[dict[str, Any]]:
-    """One entry for each pool that was ever asked.
+def report(
+    pools: Iterable[Pool], levels: Iterable[Level], breakers: Mapping[str, Breaker], now: float
+) -> dict[str, list[dict[str, Any]]]:
+    """One entry in `limits` for each pool, one in `upstreams` for each upstream that was ever asked.
 
     Args:
         levels: of the same pools, by label; those who wait are counted there.
+        breakers: by upstream.
 
     Returns:
         JSON values. Rates are per minute, `level` is what may be sent at once, `hold_seconds` is what is left of a
         refusal's word, `known_seconds` is how long the limit has been what it is.
     """
-    waiting = {level.label: level.waiting for level in levels}
+    return {
+        "limits": _pools(pools, {level.label: level.waiting for level in levels}, now),
+        "upstreams": [
+            {
+                "upstream": name,
+                "state": breaker.state(now).value,
+                "reason": breaker.reason.value,
+                "shut_seconds": round(breaker.shut_for(now), 3),
+            }
+            for name, breaker in breakers.items()
+        ],
+    }
+
+
+def _pools(pools: Iterable[Pool], waiting: Mapping[str, Mapping[Priority, int]], now: float) -> list[dict[str, Any]]:
     return [
         {
             "pool": pool.name,

@@ -51,6 +51,22 @@ class AttemptFailed(Exception):
         self.reason = reason
 
 
+class ConnectionNotes(Protocol):
+    """Where a transport writes down what becomes of its connections; telemetry does."""
+
+    def acquired(self, upstream: str, *, new: bool) -> None:
+        """An attempt was given a connection: one made for it, or one that was kept."""
+
+    def waited(self, upstream: str, seconds: float) -> None:
+        """All connections were in use; after so long the attempt had one."""
+
+    def connected(self, upstream: str, seconds: float) -> None:
+        """Connecting took so long."""
+
+    def failed(self, upstream: str, reason: str) -> None:
+        """No connection came to stand: dns, tcp, tls or timeout."""
+
+
 class Reply(Protocol):
     """An upstream's answer whose headers have come."""
 

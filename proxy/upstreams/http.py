@@ -8,23 +8,37 @@ environment would see them; decompressing would change the bytes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from time import monotonic
 from types import TracebackType
+from typing import Any
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.core.outcome import Reason
-from proxy.upstreams import AttemptFailed, Upstream
+from proxy.upstreams import AttemptFailed, ConnectionNotes, Upstream
 from proxy.watch import Late, Watch
 
 KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most servers close theirs (nginx 75, uvicorn 5)
 
+IN_ONE = 1 << 20  # bytes of a body that are sent at once
+
 
 class HttpTransport:
-    """Connections to all upstreams, each with a pool of its own. Used inside one running loop; `close` when done."""
+    """Connections to all upstreams, each with a pool of its own. Used inside one running loop; `close` when done.
 
-    def __init__(self) -> None:
+    Args:
+        notes: told what becomes of connections; None: nobody is.
+    """
+
+    def __init__(self, notes: ConnectionNotes | None = None) -> None:
+        self._notes = notes
         self._sessions: dict[tuple[str, str, float, int], aiohttp.ClientSession] = {}
 
     def send(self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Exchange:
@@ -32,9 +46,20 @@ class HttpTransport:
         key = (upstream.name, upstream.base_url, upstream.connect_seconds, upstream.connections)
         session = self._sessions.get(key)
         if session is None:
-            session = self._sessions[key] = _session(upstream)
+            session = self._sessions[key] = _session(upstream, self._notes)
         url = URL(upstream.base_url + path, encoded=True)
         return Exchange(session, upstream, method, url, {**headers, **upstream.headers}, body)
+
+    def levels(self) -> Iterator[tuple[str, int, int, int]]:
+        """Of each upstream that was asked: its name, its connections in use, those kept, and how many there may be (0:
+        no bound)."""
+        counts: dict[str, tuple[int, int, int]] = {}
+        for (name, *_), session in self._sessions.items():
+            if isinstance(connector := session.connector, _Connector):
+                active, idle, _ = counts.get(name, (0, 0, 0))
+                counts[name] = active + connector.active, idle + connector.idle, connector.limit
+        for name, (active, idle, limit) in counts.items():
+            yield name, active, idle, limit
 
     async def close(self) -> None:
         sessions, self._sessions = self._sessions, {}
@@ -42,11 +67,83 @@ class HttpTransport:
             await session.close()
 
 
-def _session(upstream: Upstream) -> aiohttp.ClientSession:
+class _Connector(aiohttp.TCPConnector):
+    """Tells what becomes of its connections.
+
+    A subclass of what the library lets one subclass, because its `TraceConfig` costs each call 22 us, and this 2.
+
+    Attributes:
+        active: connections that attempts have now.
+    """
+
+    def __init__(self, upstream: str, notes: ConnectionNotes, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._upstream, self._notes = upstream, notes
+        self._standing: WeakSet[ResponseHandler] = (
+            WeakSet()
+        )  # the library's protocols, one for each connection it ever made
+        self._fresh: WeakSet[ResponseHandler] = WeakSet()  # those of them that no attempt was given yet
+        self._connecting = 0
+        self.active = 0
+
+    @property
+    def idle(self) -> int:
+        return max(0, sum(line.connected for line in self._standing) - self.active)
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
+        began = monotonic() if 0 < self.limit <= self.active + self._connecting else None
+        connection = await super().connect(req, traces, timeout)
+        self.active += 1
+        connection.add_callback(self._given_back)
+        line = connection.protocol
+        assert line is not None
+        if new := line in self._fresh:
+            self._fresh.discard(line)
+        self._notes.acquired(self._upstream, new=new)
+        if began is not None:
+            self._notes.waited(self._upstream, monotonic() - began)
+        return connection
+
+    def _given_back(self) -> None:
+        self.active -= 1
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        began = monotonic()
+        self._connecting += 1
+        try:
+            line = await super()._create_connection(req, traces, timeout)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._notes.failed(self._upstream, _obstacle(error))
+            raise
+        finally:
+            self._connecting -= 1
+        self._notes.connected(self._upstream, monotonic() - began)
+        self._standing.add(line)
+        self._fresh.add(line)
+        return line
+
+
+def _obstacle(error: BaseException) -> str:
+    """What kept a connection from standing, as metrics say it."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "dns"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "tls"
+    return "timeout" if isinstance(error, TimeoutError) else "tcp"
+
+
+def _session(upstream: Upstream, notes: ConnectionNotes | None) -> aiohttp.ClientSession:
+    settings: dict[str, Any] = {
+        "limit": upstream.connections,
+        "keepalive_timeout": KEEP_ALIVE_SECONDS,
+        "ttl_dns_cache": 60,
+    }
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=upstream.connections, keepalive_timeout=KEEP_ALIVE_SECONDS, ttl_dns_cache=60
-        ),
+        connector=(aiohttp.TCPConnector(**settings) if notes is None else _Connector(upstream.name, notes, **settings)),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -93,7 +190,7 @@ class Exchange:
             # Connecting has its own bound within; until it stands, this wait covers both.
             self._watch.expect(Reason.FIRST_BYTE, self._upstream.connect_seconds + self._upstream.first_byte_seconds)
             response = await self._session.request(
-                self._method, self._url, data=self._body or None, headers=self._headers, allow_redirects=False
+                self._method, self._url, data=_payload(self._body), headers=self._headers, allow_redirects=False
             )
             self._watch.rest()
         except BaseException as error:
@@ -137,6 +234,11 @@ class Exchange:
         while len(whole) < limit and (chunk := await self.read()):
             whole += chunk
         return bytes(whole[:limit])
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO | None:
+    """A large body is sent in pieces: in one, it would keep the loop from all else, and aiohttp warns of it."""
+    return io.BytesIO(body) if len(body) > IN_ONE else body or None
 
 
 def _reason(error: BaseException) -> Reason:

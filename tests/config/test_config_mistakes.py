@@ -62,11 +62,12 @@ ONE_VALUE = [
     (f"telemetry: {{service_name: {'x' * 201}}}", "telemetry.service_name: must be at most 200 characters"),
     (
         "gate: 5",
-        "gate: must be a mapping, is 5; known: concurrency, queue_limit, max_wait_seconds",
+        "gate: must be a mapping, is 5; known: concurrency, queue_limit, max_wait_seconds, weights, overload",
     ),
     (
         "gate: ",
-        "gate: must be a mapping, is empty; known: concurrency, queue_limit, max_wait_seconds; or take the line out",
+        "gate: must be a mapping, is empty; "
+        "known: concurrency, queue_limit, max_wait_seconds, weights, overload; or take the line out",
     ),
     ("callers: [a]", "callers: must be a mapping from names, is a list; write `NAME: …` below it"),
     (
@@ -166,6 +167,11 @@ ONE_VALUE = [
     ("gate: {? [a] : 1}", "gate: holds a key that is not text; write it as plain text"),
     ('telemetry: {service_name: "\\ud800"}', "telemetry.service_name: holds half a character"),
 ]  # fmt: skip
+
+
+def test_a_weight_is_a_callers(tmp_path: Path) -> None:
+    text = GOOD + "callers: {team-a: 0123456789abcdef}\ngate: {weights: {team_a: 2}}"
+    assert told(tmp_path, text) == ["p.yaml:4: gate.weights.team_a: no such caller; did you mean team-a?"]
 
 
 def test_a_key_that_is_passed_through_cannot_be_a_callers_key(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_description_is_json_and_masks_every_secret() -> None:
     assert told["upstreams"]["a"]["api_key"] == "***"
     assert told["upstreams"]["b"]["api_key"] is None
     assert told["callers"] == {"team-a": "***"}
-    assert told["gate"] == {"concurrency": 1000, "queue_limit": 10_000, "max_wait_seconds": 600.0}
+    assert told["retry"] == {"attempts": 3, "base_seconds": 0.5, "cap_seconds": 20.0}
 
 
 def test_a_secret_equals_only_the_same_secret() -> None:
