@@ -4,23 +4,33 @@
     telemetry.py   opens and closes records; decides which traces are kept            <- begin here
     catalogue.py   every metric family: name, labels, buckets, meaning
     recorder.py    the numbers, written once per call from its finished record
+    connections.py the numbers of connections, told by the transport
+    levels.py      what is read at a scrape: gates, connections, headroom
     exposition.py  the numbers as Prometheus reads them, made at the scrape
+    document.py    the catalogue as a page of the documentation
     spans.py       a kept record as a tree of spans, sent by OTLP
     log.py         a record as one line of JSON
-    trace.py       which traces are kept; the traceparent header
+    audit.py       who started, stopped, changed or was kept out, as lines of JSON
+    writer.py      lines to a descriptor, from a thread
+    trace.py       which traces are kept; the headers of W3C Trace Context
 
 Nothing here awaits, and nothing here may fail a call: what cannot be written is dropped, and the drop is counted.
 """
 
+from proxy.telemetry.levels import AccountLevel, ConnectionLevel, GateLevel, Levels
+from proxy.telemetry.log import story
 from proxy.telemetry.record import Attempt, Pause, Record
 from proxy.telemetry.recorder import Labels
-from proxy.telemetry.telemetry import GateLevel, OpenAttempt, OpenRequest, Telemetry, server_timing
+from proxy.telemetry.telemetry import OpenAttempt, OpenRequest, Telemetry, server_timing
 from proxy.telemetry.trace import Tracing
 
 __all__ = [
+    "AccountLevel",
     "Attempt",
+    "ConnectionLevel",
     "GateLevel",
     "Labels",
+    "Levels",
     "OpenAttempt",
     "OpenRequest",
     "Pause",
@@ -28,4 +38,5 @@ __all__ = [
     "Telemetry",
     "Tracing",
     "server_timing",
+    "story",
 ]

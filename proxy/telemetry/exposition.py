@@ -1,6 +1,6 @@
 """The numbers as Prometheus reads them: families made at the scrape, rendered off the event loop, once for all who ask.
 
-Recorder (counters, histograms) + gauges read from the live objects -> Collector -> text 0.0.4 or OpenMetrics 1.0
+Recorder (counters, histograms) + levels read from the live objects -> Collector -> text 0.0.4 or OpenMetrics 1.0
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from proxy.telemetry import catalogue
 from proxy.telemetry.catalogue import Family, Kind
 from proxy.telemetry.recorder import Key, Recorder
 
-Gauges = Callable[[], Mapping[str, Iterable[tuple[Key, float]]]]  # all of them, by name, as they stand together
+Live = Callable[[], Mapping[str, Iterable[tuple[Key, float]]]]  # all levels, by name, as they stand together
 
 
 class Families(Collector):
     """The catalogue's families, in its order, each with the children it has now."""
 
-    def __init__(self, recorder: Recorder, gauges: Gauges) -> None:
+    def __init__(self, recorder: Recorder, live: Live) -> None:
         self._recorder = recorder
-        self._gauges = gauges
+        self._live = live
 
     def collect(self) -> Iterator[Metric]:
-        gauges = self._gauges()
+        live = self._live()
         for family in catalogue.FAMILIES:
-            if family.kind is Kind.COUNTER:
-                yield self._counter(family)
-            elif family.kind is Kind.HISTOGRAM:
+            if family.kind is Kind.HISTOGRAM:
                 yield self._histogram(family)
+            elif family.kind is Kind.COUNTER and not family.live:
+                yield self._counter(family)
             else:
-                yield _gauge(family, gauges[family.name])
+                yield _level(family, live[family.name])
 
     def _counter(self, family: Family) -> Metric:
         metric = CounterMetricFamily(family.full_name, family.help, labels=tuple(family.labels))
         for key, child in self._recorder.counters[family.name].snapshot():
-            metric.add_metric(key, child.value)
+            metric.add_metric(key, child.value / family.per)
         return metric
 
     def _histogram(self, family: Family) -> Metric:
@@ -69,9 +69,9 @@ class Families(Collector):
 class Exposition:
     """Renders what a scrape is answered with. Thread-safe; takes 10 to 100 ms, so never on the event loop."""
 
-    def __init__(self, recorder: Recorder, gauges: Gauges) -> None:
+    def __init__(self, recorder: Recorder, live: Live) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(Families(recorder, gauges))
+        self._registry.register(Families(recorder, live))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -102,8 +102,9 @@ class Exposition:
         return mine.result(), content_type
 
 
-def _gauge(family: Family, values: Iterable[tuple[Key, float]]) -> Metric:
-    metric = GaugeMetricFamily(family.full_name, family.help, labels=tuple(family.labels))
+def _level(family: Family, values: Iterable[tuple[Key, float]]) -> Metric:
+    made = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    metric = made(family.full_name, family.help, labels=tuple(family.labels))
     for key, value in values:
         metric.add_metric(key, value)
     return metric

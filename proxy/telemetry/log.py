@@ -1,29 +1,23 @@
-"""The access log: one line of JSON for each finished call, and nothing that a caller or a provider wrote at length.
+"""The access log: one line of JSON for each finished call, and one a minute for each that still runs.
 
-    record -> Line (the allow-list) -> bounded queue -> one thread -> file descriptor
+    record -> Line or SlowLine (the allow-list) -> Writer
 
-1. What is not a field of `Line` is never logged: no header, no body, no key, no query.
+1. What is not a field of these is never logged: no header, no body, no key, no query, no provider's own words.
 2. Words that came from outside are cut, and their control and non-ASCII characters escaped.
-3. The event loop never waits for the descriptor: what the queue cannot hold, or the descriptor does not take, is
-   dropped and counted.
 """
 
 from __future__ import annotations
 
-import os
-import select
-from collections.abc import Callable
+import traceback
 from datetime import UTC, datetime
-from threading import Condition, Thread
 
 import msgspec
 
+from proxy.core.cost import MICRO
 from proxy.core.outcome import Outcome
 from proxy.telemetry.record import Record
 
-LINES_MAX = 10_000  # waiting; some 6 MB, and seconds of a busy gateway
 TEXT_MAX = 128  # characters of a word from outside
-_GATHER_SECONDS = 0.05  # lines are written together; waking the thread for each would cost more than the line
 
 _WARNING = frozenset({Outcome.THROTTLED, Outcome.OVERLOADED, Outcome.FAILED, Outcome.TRUNCATED})
 
@@ -61,8 +55,36 @@ class Line(msgspec.Struct, omit_defaults=True):
     tokens_out: int | None = None
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
+    cost_usd: float | None = None
     finish_reason: str = ""
     upstream_request_id: str = ""
+
+
+class SlowLine(msgspec.Struct, omit_defaults=True):
+    """What is told of a call that has not ended. Times are milliseconds, until now."""
+
+    ts: datetime
+    level: str
+    event: str
+    request_id: str
+    trace_id: str
+    span_id: str
+    method: str
+    route: str
+    model: str
+    stream: bool
+    phase: str  # queued, waiting or streaming
+    attempts: int
+    queue_ms: float
+    backoff_ms: float
+    upstream_ms: float
+    duration_ms: float
+    bytes_in: int
+    bytes_out: int
+    provider: str = ""
+    key: str = ""
+    retry_reasons: tuple[str, ...] = ()
+    ttft_ms: float | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -108,7 +130,46 @@ def line_of(record: Record) -> bytes:
         line.tokens_out = usage.output
         line.tokens_cached = usage.cached
         line.tokens_reasoning = usage.reasoning
+    if record.cost is not None:
+        line.cost_usd = record.cost / MICRO
     return _encode(line) + b"\n"
+
+
+def slow_line_of(record: Record, now: float) -> bytes:
+    """The call as it stands at `now`, on the record's clock, as one line with its line feed."""
+    seconds = now - record.arrived
+    line = SlowLine(
+        ts=datetime.fromtimestamp(record.began + seconds, UTC),
+        level="warning",
+        event="slow_request",
+        request_id=text(record.request_id),
+        trace_id=f"{record.trace_id:032x}",
+        span_id=f"{record.span_id:016x}",
+        method=text(record.method),
+        route=record.route,
+        model=record.model,
+        stream=record.stream,
+        phase=record.phase,
+        attempts=len(record.attempts),
+        queue_ms=_ms(record.queue_seconds),
+        backoff_ms=_ms(record.backoff_seconds),
+        upstream_ms=_ms(record.upstream_seconds),
+        duration_ms=_ms(seconds),
+        bytes_in=record.bytes_in,
+        bytes_out=record.bytes_out,
+        provider=record.upstream,
+        key=record.caller,
+        retry_reasons=tuple(attempt.meaning.reason.value for attempt in record.attempts[:-1]),
+    )
+    if record.first_token is not None:
+        line.ttft_ms = _ms(record.first_token - record.arrived)
+    return _encode(line) + b"\n"
+
+
+def story(error: BaseException) -> str:
+    """Of which kind an unforeseen error was, and where: never what it says, which may quote what it fell over."""
+    told = [f"{type(error).__module__}.{type(error).__qualname__}\n", *traceback.format_tb(error.__traceback__)]
+    return "".join(told).rstrip()
 
 
 def text(said: str) -> str:
@@ -119,80 +180,3 @@ def text(said: str) -> str:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
-
-
-class AccessLog:
-    """Writes lines to a descriptor from a thread of its own.
-
-    Args:
-        fd: where to; it stays open.
-        dropped: called as dropped("log", reason, count), from either thread.
-        lines_max: how many may wait.
-    """
-
-    def __init__(self, fd: int, dropped: Callable[[str, str, int], None], *, lines_max: int = LINES_MAX) -> None:
-        self._fd = fd
-        self._dropped = dropped
-        self._lines_max = lines_max
-        self._changed = Condition()  # guards all below
-        self._lines: list[bytes] = []
-        self._writing = False
-        self._hurried = False
-        self._closed = False
-        Thread(target=self._run, name="access-log", daemon=True).start()
-
-    def take(self, record: Record) -> None:
-        line = line_of(record)
-        with self._changed:
-            if self._closed:
-                self._dropped("log", "shutdown", 1)
-            elif len(self._lines) >= self._lines_max:
-                self._dropped("log", "queue_full", 1)
-            else:
-                self._lines.append(line)
-                if len(self._lines) == 1:
-                    self._changed.notify_all()
-
-    def flush(self, deadline_seconds: float) -> bool:
-        """Wait until all lines are written; False if the deadline came first."""
-        with self._changed:
-            self._hurried = True
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._lines and not self._writing, deadline_seconds)
-            self._hurried = False
-            return done
-
-    def close(self) -> None:
-        """Take no more; what waits is still written. Returns at once: what blocks, blocks only the thread."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while lines := self._gather():
-            self._write(b"".join(lines))
-            with self._changed:
-                self._writing = False
-                self._changed.notify_all()
-
-    def _gather(self) -> list[bytes]:
-        """The lines to write next; none at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._lines or self._closed)
-            self._changed.wait_for(lambda: self._hurried or self._closed, _GATHER_SECONDS)
-            lines, self._lines = self._lines, []
-            self._writing = bool(lines)
-            return lines
-
-    def _write(self, lines: bytes) -> None:
-        rest = memoryview(lines)
-        while rest:
-            try:
-                rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # somebody who shares the descriptor made it non-blocking
-                poll = select.poll()
-                poll.register(self._fd, select.POLLOUT)
-                poll.poll()
-            except OSError:  # nobody reads any longer, or the disk is full
-                self._dropped("log", "write_failed", bytes(rest).count(b"\n"))
-                return

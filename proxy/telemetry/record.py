@@ -21,8 +21,11 @@ class Attempt:
     meaning: Meaning = CANCELLED  # what holds if the block is left by cancellation
     status: int | None = None  # None: no answer came
     retry_after: float | None = None  # seconds, as the upstream asked
+    cooled: bool = False  # with its refusal the upstream began to be left alone
     host: str = ""  # server.address and server.port of the span
     port: int = 0
+    url: str = ""
+    sent: float | None = None  # when the request was made and given to the transport
     first_byte: float | None = None  # when its headers had arrived
     ended: float | None = None
     request_id: str = ""  # the upstream's own id of this answer
@@ -82,20 +85,29 @@ class Record:
     first_token: float | None = None  # when the first content left, streams only
     last_byte: float | None = None
     max_gap_seconds: float = 0.0  # the longest silence between two chunks
+    max_gap_at: float = 0.0  # when it began
     chunks: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     usage: Usage | None = None
+    cost: int | None = None  # micro-dollars; None: without usage or without a price
     finish_reason: str = ""
     response_id: str = ""
     response_model: str = ""
     end_reason: str = ""  # of a stream: done, or why it broke
 
     ended: float = 0.0
+    slow_lines: int = 0  # times it was logged while it ran
     trace_id: int = 0  # drawn at the start, so that it can be passed on
     span_id: int = 0
     parent_span_id: int = 0  # 0: the trace begins here
     trace_sampled: bool = False  # the asker's trace is sampled: keep ours
+    trace_state: str = ""  # what the asker's tracer says beside (`tracestate`); passed on, never read
+
+    body_read: float | None = None  # when the request's body was there
+    routed: float | None = None  # when it was known what is asked for and where it may go
+    auth_seconds: float = 0.0
+    relay_seconds: float | None = None  # spent passing the answer on, waits taken out
 
     def waited(
         self,
@@ -123,6 +135,13 @@ class Record:
     def seconds(self) -> float:
         """Arrival to last byte."""
         return self.ended - self.arrived
+
+    @property
+    def phase(self) -> str:
+        """What the call is doing, or was doing when it ended: queued, waiting (for an answer) or streaming."""
+        if self.first_byte is not None:
+            return "streaming"
+        return "waiting" if self.attempts else "queued"
 
     @property
     def overhead_seconds(self) -> float:

@@ -19,7 +19,7 @@ from itertools import product
 from threading import Lock
 from typing import Generic, TypeVar
 
-from proxy.core.outcome import Outcome, Reason
+from proxy.core.outcome import Outcome, Reason, Retry
 from proxy.telemetry import catalogue
 from proxy.telemetry.catalogue import CODE_OF, NONE, OTHER, TOKENLESS, Configured, Family, Kind
 from proxy.telemetry.record import Attempt, Record
@@ -36,15 +36,15 @@ class Labels:
 
     models: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
-    callers: tuple[str, ...] = ()  # the aliases of the keys
-    gates: tuple[str, ...] = ()  # process, pool/<name>, upstream/<name>, model/<name>
+    callers: tuple[str, ...] = ()  # the aliases of the keys, if calls are to be counted by them
+    gates: tuple[str, ...] = ()  # process, pool/<name>, upstream/<name>, model/<name>, <upstream>/<model>
 
 
 class Count:
     __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.value: float = 0
+        self.value = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Recorder:
         self.counters: dict[str, Children[Count]] = {}
         self.histograms: dict[str, Children[Histogram]] = {}
         for family in catalogue.FAMILIES:
-            if family.kind is Kind.COUNTER:
+            if family.kind is Kind.COUNTER and not family.live:
                 self.counters[family.name] = Children(family, Count, self._overflowed)
             elif family.kind is Kind.HISTOGRAM:
                 born = partial(Histogram, family.buckets)
@@ -137,6 +137,9 @@ class Recorder:
         self._attempts = counters["upstream_attempts"]
         self._attempt_duration = histograms["upstream_attempt_duration_seconds"]
         self._retries = counters["upstream_retries"]
+        self._retries_exhausted = counters["upstream_retries_exhausted"]
+        self._fallbacks = counters["fallbacks"]
+        self._cooldowns = counters["cooldowns"]
         self._request_attempts = histograms["request_attempts"]
         self._rate_limited = counters["rate_limited"]
         self._backoff = histograms["backoff_seconds"]
@@ -148,19 +151,30 @@ class Recorder:
         self._cached = counters["input_tokens_cached"]
         self._cache_write = counters["input_tokens_cache_write"]
         self._reasoning = counters["output_tokens_reasoning"]
+        self._tokens_of_request = histograms["tokens_per_request"]
         self._usage_missing = counters["usage_missing"]
-        self._overhead = histograms["overhead_seconds"]
+        self._cost = counters["cost_usd"]
+        self._unpriced = counters["unpriced_requests"]
+        self._key_requests = counters["key_requests"]
+        self._key_tokens = counters["key_tokens"]
+        self._key_cost = counters["key_cost_usd"]
+        self._key_rate_limited = counters["key_rate_limited"]
         self._reloads = counters["config_reloads"]
         self._dropped = counters["telemetry_dropped"]
         self._overflow = counters["label_overflow"]
         self._dropping = Lock()
         self.names: dict[str, frozenset[str]] = {}  # the bounds in force, for levels read at the scrape
+        self.answered: dict[Key, float] = {}  # when (upstream, model) last answered
         self.relabel(labels)
+        # Children of constant labels alone live as long as we do.
+        self._overhead = {stream: histograms["overhead_seconds"][stream,] for stream in catalogue.STREAM}
+        self._stages = {stage: histograms["stage_duration_seconds"][stage,] for stage in catalogue.STAGES}
+        self._lag = histograms["event_loop_lag_seconds"][()]
 
     def relabel(self, labels: Labels) -> None:
         """Take the names of a new configuration: what it no longer names vanishes, what it still names counts on."""
         bounds: dict[str, tuple[str, ...]] = {}
-        for source in (catalogue.MODELS, catalogue.UPSTREAMS, catalogue.GATES):
+        for source in (catalogue.MODELS, catalogue.UPSTREAMS, catalogue.GATES, catalogue.KEYS):
             names: tuple[str, ...] = getattr(labels, source.field)
             bounds[source.field] = names[: source.cap]
         self.names = {field: frozenset(names) for field, names in bounds.items()}
@@ -168,6 +182,9 @@ class Recorder:
             counter.bound(bounds)
         for histogram in self.histograms.values():
             histogram.bound(bounds)
+        models, upstreams = self.names[catalogue.MODELS.field], self.names[catalogue.UPSTREAMS.field]
+        self.answered = {pair: at for pair, at in self.answered.items() if pair[0] in upstreams and pair[1] in models}
+        self._counts_keys = bool(labels.callers)
 
     def finish(self, record: Record) -> None:
         """Count one ended call. Nothing in it is looked at again."""
@@ -179,7 +196,7 @@ class Recorder:
         code = CODE_OF.get(record.status, "5xx_other")
         self._requests[operation, model, stream, code, outcome].value += 1
         self._duration[model, stream, outcome].observe(record.ended - record.arrived)
-        self._overhead[stream,].observe(record.overhead_seconds)
+        self._overhead[stream].observe(record.overhead_seconds)
         self._bytes[operation, "in"].value += record.bytes_in
         self._bytes[operation, "out"].value += record.bytes_out
         if record.admitted:
@@ -192,6 +209,39 @@ class Recorder:
             self._streamed(record)
         if record.outcome is not Outcome.OK:
             self._failed(record)
+        self._staged(record)
+        if self._counts_keys:
+            self._keyed(record)
+
+    def _staged(self, record: Record) -> None:
+        stages = self._stages
+        stages["auth"].observe(record.auth_seconds)
+        routed = record.routed
+        if routed is None:
+            return
+        if record.body_read is not None:
+            stages["parse"].observe(routed - record.body_read)
+        if not record.attempts:
+            return
+        stages["route"].observe(max(0.0, record.attempts[0].started - routed - record.queue_seconds))
+        last = record.attempts[-1]
+        if last.sent is not None:
+            stages["send"].observe(last.sent - last.started)
+        if record.relay_seconds is not None:
+            stages["relay"].observe(record.relay_seconds)
+            if record.last_byte is not None and last.ended is not None:
+                stages["usage"].observe(last.ended - record.last_byte)
+
+    def _keyed(self, record: Record) -> None:
+        key = record.caller or NONE
+        self._key_requests[key, record.outcome._value_].value += 1
+        if record.status == 429:
+            self._key_rate_limited[key,].value += 1
+        if (usage := record.usage) is not None:
+            self._key_tokens[key, "input"].value += usage.input
+            self._key_tokens[key, "output"].value += usage.output
+        if record.cost is not None:
+            self._key_cost[key,].value += record.cost
 
     def _admitted(self, record: Record) -> None:
         gate = record.gate or PROCESS_GATE
@@ -223,19 +273,32 @@ class Recorder:
                 self._rate_limited[
                     "upstream", upstream, model, _SCOPES.get(meaning.reason._value_, "unknown")
                 ].value += 1
+            if attempt.cooled:
+                self._cooldowns[upstream, meaning.reason._value_].value += 1
             if before is not None:
-                self._retries[before.upstream, model, before.meaning.reason._value_].value += 1
+                reason = before.meaning.reason._value_
+                self._retries[before.upstream, model, reason].value += 1
+                if before.upstream != upstream:
+                    self._fallbacks[before.upstream, upstream, reason].value += 1
             before = attempt
         assert before is not None
         self._request_attempts[model,].observe(len(record.attempts))
         usage = record.usage
         pair = record.upstream or before.upstream, model
+        if before.status is not None:
+            self.answered[pair] = record.ended
         if usage is not None:
             self._tokens[*pair, "input"].value += usage.input
             self._tokens[*pair, "output"].value += usage.output
             self._cached[pair].value += usage.cached
             self._cache_write[pair].value += usage.cache_write
             self._reasoning[pair].value += usage.reasoning
+            self._tokens_of_request[model, "input"].observe(usage.input)
+            self._tokens_of_request[model, "output"].observe(usage.output)
+            if record.cost is not None:
+                self._cost[pair].value += record.cost
+            else:
+                self._unpriced[pair].value += 1
         elif is_answered(record) and record.operation not in TOKENLESS:
             self._usage_missing[*pair, "no_usage" if record.outcome is Outcome.OK else "aborted"].value += 1
 
@@ -255,11 +318,16 @@ class Recorder:
 
     def _failed(self, record: Record) -> None:
         if record.outcome is Outcome.CANCELLED and record.end_reason != "shutdown":
-            self._disconnects[record.operation, phase_of(record)].value += 1
+            self._disconnects[record.operation, record.phase].value += 1
         elif record.error_type:
             self._errors[record.operation, record.model, record.error_source, record.error_type].value += 1
         if record.stream and record.first_byte is not None and is_answered(record):
             self._aborts[record.upstream or NONE, record.model, abort_of(record)].value += 1
+        if record.attempts:
+            last = record.attempts[-1].meaning
+            if last.retry is not Retry.NEVER and last.outcome is record.outcome:
+                pair = record.attempts[-1].upstream, record.model
+                self._retries_exhausted[*pair, last.reason._value_].value += 1
         if record.status == 429 and record.error_source == "gateway":
             self._rate_limited[
                 "gateway", record.upstream or NONE, record.model, _OWN_SCOPES.get(record.error_type, "unknown")
@@ -274,6 +342,14 @@ class Recorder:
         if record.stream and record.first_byte is not None and record.first_token is not None:
             first = record.first_token - record.arrived
             self._first_token[record.upstream, record.model].exemplify(Exemplar(trace_id, first, ended))
+
+    def staged(self, stage: str, seconds: float) -> None:
+        """A stage that is measured apart from its call."""
+        self._stages[stage].observe(seconds)
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop woke a sleeper so much too late."""
+        self._lag.observe(seconds)
 
     def reloaded(self, ok: bool) -> None:
         self._reloads["success" if ok else "failure",].value += 1
@@ -304,13 +380,6 @@ def result_of(attempt: Attempt) -> str:
     if outcome is Outcome.CANCELLED or attempt.status is None:
         return "cancelled"
     return CODE_OF.get(attempt.status, "5xx_other")
-
-
-def phase_of(record: Record) -> str:
-    """What a call was doing when its client left."""
-    if record.first_byte is not None:
-        return "streaming"
-    return "waiting" if record.attempts else "queued"
 
 
 def abort_of(record: Record) -> str:

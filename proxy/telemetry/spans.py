@@ -31,6 +31,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
+from proxy.core.cost import MICRO
 from proxy.core.outcome import Outcome
 from proxy.telemetry import semconv
 from proxy.telemetry.log import text
@@ -39,6 +40,7 @@ from proxy.telemetry.recorder import is_answered
 from proxy.telemetry.trace import Tracing
 
 QUEUE_MAX = 2048  # spans; the specification's default of OTEL_BSP_MAX_QUEUE_SIZE
+STALLED_SECONDS = 5.0  # a silence within a stream that is told of; a bound of stream_max_gap_seconds
 _TRACES_PATH = "/v1/traces"
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
@@ -215,6 +217,8 @@ class _Tree:
             attributes[semconv.GEN_AI_CACHE_READ_TOKENS] = usage.cached
             attributes[semconv.GEN_AI_CACHE_WRITE_TOKENS] = usage.cache_write
             attributes[semconv.GEN_AI_REASONING_TOKENS] = usage.reasoning
+        if record.cost is not None:
+            attributes[semconv.COST_USD] = record.cost / MICRO
         if record.error_type and record.outcome not in _NO_ERROR:
             attributes[semconv.ERROR_TYPE] = record.error_type
         return attributes
@@ -224,6 +228,9 @@ class _Tree:
         events = []
         if record.first_token is not None:
             events.append(Event(semconv.EVENT_FIRST_CHUNK, timestamp=self._ns(record.first_token)))
+        if record.max_gap_seconds >= STALLED_SECONDS:
+            told: Attributes = {semconv.STALL_SECONDS: record.max_gap_seconds}
+            events.append(Event(semconv.EVENT_STALLED, told, self._ns(record.max_gap_at)))
         if record.outcome is Outcome.CANCELLED:
             events.append(Event(semconv.EVENT_CLIENT_LEFT, timestamp=self._ns(record.ended)))
         return events
@@ -279,6 +286,8 @@ class _Tree:
             semconv.UPSTREAM: attempt.upstream,
             semconv.GEN_AI_REQUEST_MODEL: text(attempt.model),
         }
+        if attempt.url:
+            attributes[semconv.URL_FULL] = text(attempt.url.partition("?")[0])
         if attempt.status is not None:
             attributes[semconv.HTTP_STATUS] = attempt.status
         if failed:

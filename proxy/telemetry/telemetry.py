@@ -11,38 +11,40 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from proxy.telemetry import catalogue, trace
+from proxy.core import cost
+from proxy.core.cost import Price
+from proxy.core.outcome import Outcome, Retry
+from proxy.telemetry import catalogue, log, trace
+from proxy.telemetry.audit import Audit
+from proxy.telemetry.connections import Connections
 from proxy.telemetry.exposition import Exposition
-from proxy.telemetry.log import AccessLog
+from proxy.telemetry.levels import GateLevel, Headroom, Levels, headroom, holds
+from proxy.telemetry.live import Live
 from proxy.telemetry.record import Attempt, Record
 from proxy.telemetry.recorder import Key, Labels, Recorder
 from proxy.telemetry.trace import Tracing
+from proxy.telemetry.writer import Writer
 
 if TYPE_CHECKING:
     from proxy.telemetry.spans import Spans
 
 _TRACE_BITS = 128
 _SPAN_BITS = 64
+_CLOSED = catalogue.CIRCUITS[0]
+_AGE_BOUNDS = (10.0, 60.0, 300.0)  # seconds; of catalogue.AGES
 
-
-@dataclass(frozen=True, slots=True)
-class GateLevel:
-    """A gate as it stands at the moment of the scrape."""
-
-    name: str  # process, pool/<name>, upstream/<name>, model/<name>
-    limit: float  # places; may be infinite
-    in_use: int
-    waiting: Mapping[str, int]  # by priority
-    queue_limit: int | None = None  # None: it has no queue of its own
+Values = list[tuple[Key, float]]
 
 
 class Telemetry:
@@ -53,8 +55,10 @@ class Telemetry:
         now: the monotonic clock, in seconds; the one that all times of a record are of.
         wall: seconds since the epoch.
         draw_bits: a random integer of so many bits, for ids.
+        prices: by configured model.
         tracing: which traces are kept, and where they go.
-        log_fd: the file descriptor that the access log is written to, or None for no log.
+        log_fd, audit_fd: the file descriptors that the access log and the audit log are written to; None: no such log.
+        slow_log_seconds: a call that still runs is logged each time so much more has passed; 0: never.
         version, revision: what `build_info` says; the version of the installed package if empty.
     """
 
@@ -65,8 +69,11 @@ class Telemetry:
         now: Callable[[], float],
         wall: Callable[[], float],
         draw_bits: Callable[[int], int],
+        prices: Mapping[str, Price] | None = None,
         tracing: Tracing | None = None,
         log_fd: int | None = None,
+        audit_fd: int | None = None,
+        slow_log_seconds: float = 0.0,
         version: str = "",
         revision: str = "",
     ) -> None:
@@ -76,15 +83,23 @@ class Telemetry:
         self._tracing = tracing or Tracing()
         self._sampled_below = trace.threshold(self._tracing.ratio)
         self._open: dict[int, Record] = {}  # by identity
-        self._levels: Callable[[], Iterable[GateLevel]] = tuple
+        self._levels: Callable[[], Levels] = Levels
+        self._prices = prices or {}
+        self._circuits: dict[str, str] = {}  # those that are not closed, by upstream
+        self._slow_log_seconds = slow_log_seconds
         self._is_draining = False
         self._reload_ok = True
         self._reload_time = wall()
         self._build = (version or _version(), revision or "unknown", platform.python_version())
         self._recorder = Recorder(labels)
-        self._exposition = Exposition(self._recorder, self._gauges)
-        self._log = None if log_fd is None else AccessLog(log_fd, self._recorder.dropped)
+        self._exposition = Exposition(self._recorder, self._live)
+        dropped = self._recorder.dropped
+        self._log = None if log_fd is None else Writer(log_fd, partial(dropped, "log"))
+        self._audit_log = None if audit_fd is None else Writer(audit_fd, partial(dropped, "audit"))
         self._spans = self._make_spans()
+        self.audit = Audit(self._audit_log, wall)
+        self.connections = Connections(self._recorder)
+        self.live = Live(now, wall, self._open.values)
 
     def _make_spans(self) -> Spans | None:
         named = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -96,13 +111,51 @@ class Telemetry:
 
         return Spans(self._tracing, self._build[0], self._draw_span_id, self._recorder.dropped)
 
-    def relabel(self, labels: Labels) -> None:
-        """Take a new configuration's names; the numbers of names that stay go on, those of the others vanish."""
-        self._recorder.relabel(labels)
+    @property
+    def version(self) -> str:
+        return self._build[0]
 
-    def levels(self, source: Callable[[], Iterable[GateLevel]]) -> None:
-        """Where the gates' levels are read at each scrape; `source` is called in the scraping thread."""
+    def relabel(self, labels: Labels, prices: Mapping[str, Price] | None = None) -> None:
+        """Take a new configuration's names and prices; the numbers of names that stay go on, those of the others
+        vanish."""
+        self._recorder.relabel(labels)
+        self._prices = prices or {}
+        self._circuits = {name: state for name, state in self._circuits.items() if name in labels.upstreams}
+
+    def levels(self, source: Callable[[], Levels]) -> None:
+        """Where levels are read at each scrape; `source` is called in the scraping thread."""
         self._levels = source
+
+    def limit_changed(self, gate: str, direction: str, cause: str) -> None:
+        """The limit in force at a gate moved.
+
+        Args:
+            direction: up or down.
+            cause: a word of `catalogue.LIMIT_CAUSES`.
+        """
+        self._recorder.counters["gate_limit_changes"][gate, direction, cause].value += 1
+
+    def circuit(self, provider: str, state: str) -> None:
+        """The circuit of an upstream is now in `state`, a word of `catalogue.CIRCUITS`; counted where that is new."""
+        if self._circuits.get(provider, _CLOSED) != state:
+            self._circuits[provider] = state
+            self._recorder.counters["circuit_transitions"][provider, state].value += 1
+
+    def beat(self, late_seconds: float) -> None:
+        """The event loop turns: a sleeper of its was woken so much too late. Called some times a second."""
+        self._recorder.lagged(max(0.0, late_seconds))
+        if self._log is not None and self._slow_log_seconds > 0.0:
+            self._tell_slow(self._log, self._slow_log_seconds)
+
+    def _tell_slow(self, writer: Writer, every: float) -> None:
+        now = self._now()
+        for record in self._open.values():  # in the order of their arrival
+            lines = int((now - record.arrived) // every)
+            if not lines:
+                return
+            if lines > record.slow_lines:
+                record.slow_lines = lines
+                writer.take(log.slow_line_of(record, now))
 
     def reloaded(self, ok: bool) -> None:
         """A reload of the configuration was tried, and worked or did not."""
@@ -114,10 +167,19 @@ class Telemetry:
     def draining(self, on: bool) -> None:
         self._is_draining = on
 
-    def begin(self, operation: str, method: str, route: str, *, request_id: str, traceparent: str | None) -> Record:
+    def begin(
+        self,
+        operation: str,
+        method: str,
+        route: str,
+        *,
+        request_id: str,
+        traceparent: str | None,
+        tracestate: str | None = None,
+    ) -> Record:
         """A record for a call that has just arrived; to be entered with `request` at once.
 
-        `traceparent` is the asker's header; one that is not valid begins a new trace.
+        `traceparent` and `tracestate` are the asker's headers; where the first is not valid, a new trace begins.
         """
         record = Record(
             request_id=request_id,
@@ -134,6 +196,7 @@ class Telemetry:
             record.trace_id = parent.trace_id
             record.parent_span_id = parent.span_id
             record.trace_sampled = parent.sampled
+            record.trace_state = trace.state(tracestate)
         record.span_id = self._draw_span_id()
         return record
 
@@ -141,21 +204,26 @@ class Telemetry:
         """`with telemetry.request(record):` is a call's whole life; at its end the record is closed and counted."""
         return OpenRequest(self, record)
 
-    def attempt(self, record: Record, upstream: str, model: str, host: str = "", port: int = 0) -> OpenAttempt:
+    def attempt(
+        self, record: Record, upstream: str, model: str, host: str = "", port: int = 0, url: str = ""
+    ) -> OpenAttempt:
         """`with telemetry.attempt(...) as attempt:` is one try at one upstream.
 
         Args:
             upstream: its configured name.
             model: the model's name as sent to it.
-            host, port: of its address, for the span.
+            host, port, url: its address, for the span; a query in it is not told.
         """
-        attempt = Attempt(upstream, model, self._now(), host=host, port=port, span_id=self._draw_span_id())
+        attempt = Attempt(upstream, model, self._now(), host=host, port=port, url=url, span_id=self._draw_span_id())
         return OpenAttempt(self._now, record, attempt)
 
-    def traceparent(self, record: Record, attempt: Attempt) -> str:
-        """The header to send upstream with this attempt. Sampled says what is known at this point: a trace that is
-        kept because of how the call ends is announced as unsampled."""
-        return trace.header(record.trace_id, attempt.span_id, sampled=self._is_sampled(record))
+    def trace_headers(self, record: Record, attempt: Attempt) -> dict[str, str]:
+        """What to send upstream with this attempt. Sampled says what is known at this point: a trace that is kept
+        because of how the call ends is announced as unsampled."""
+        headers = {"traceparent": trace.header(record.trace_id, attempt.span_id, sampled=self._is_sampled(record))}
+        if record.trace_state:
+            headers["tracestate"] = record.trace_state
+        return headers
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type, for this `Accept` header. Blocks; called in a thread of its own."""
@@ -168,18 +236,22 @@ class Telemetry:
             whether everything was written before the deadline.
         """
         until = monotonic() + deadline_seconds
-        logged = self._log is None or self._log.flush(deadline_seconds)
+        written = [writer.flush(max(0.0, until - monotonic())) for writer in self._writers]
         sent = self._spans is None or self._spans.flush(max(0.0, until - monotonic()))
-        return logged and sent
+        return all(written) and sent
 
     def close(self, deadline_seconds: float) -> bool:
         """As `flush`, and then end the threads that write; what comes later is counted as dropped."""
         flushed = self.flush(deadline_seconds)
-        if self._log is not None:
-            self._log.close()
+        for writer in self._writers:
+            writer.close()
         if self._spans is not None:
             self._spans.close()
         return flushed
+
+    @property
+    def _writers(self) -> list[Writer]:
+        return [writer for writer in (self._log, self._audit_log) if writer is not None]
 
     def _enter(self, record: Record) -> None:
         self._open[id(record)] = record
@@ -187,13 +259,19 @@ class Telemetry:
     def _leave(self, record: Record) -> None:
         if self._open.pop(id(record), None) is None:
             return
-        record.ended = self._now()
+        ended = record.ended = self._now()
+        if record.usage is not None and (price := self._prices.get(record.model)) is not None:
+            record.cost = cost.of(record.usage, price)
         self._recorder.finish(record)
+        self.live.take(record)
         if self._spans is not None and self._is_kept(record):
             self._recorder.exemplify(record)
             self._spans.take(record)
         if self._log is not None:
-            self._log.take(record)
+            self._log.take(log.line_of(record))
+        if record.outcome is Outcome.REJECTED and _is_denied(record):
+            self.audit.denied(record)
+        self._recorder.staged("log", self._now() - ended)
 
     def _is_kept(self, record: Record) -> bool:
         return (
@@ -204,23 +282,58 @@ class Telemetry:
         )
 
     def _is_sampled(self, record: Record) -> bool:
-        return record.trace_sampled or trace.is_below(record.trace_id, self._sampled_below)
+        """Whoever was not let in has no say in what is kept."""
+        return (record.trace_sampled and not _is_denied(record)) or trace.is_below(record.trace_id, self._sampled_below)
 
     def _draw_span_id(self) -> int:
         return self._draw_bits(_SPAN_BITS) or 1
 
-    def _gauges(self) -> dict[str, list[tuple[Key, float]]]:
-        """Every gauge of the catalogue, read from what is there now; in the scraping thread."""
-        calls = list(self._open.copy().values())
+    def _live(self) -> dict[str, Values]:
+        """Every level of the catalogue, read from what is there now; in the scraping thread."""
+        levels = self._levels()
+        return {
+            **self._of_calls(list(self._open.copy().values())),
+            **self._of_gates(levels.gates),
+            **self._of_upstreams(levels),
+            "build_info": [(self._build, 1)],
+            "config_last_reload_successful": [((), self._reload_ok)],
+            "config_last_reload_success_timestamp_seconds": [((), self._reload_time)],
+            "draining": [((), self._is_draining)],
+        }
+
+    def _of_calls(self, calls: list[Record]) -> dict[str, Values]:
+        now = self._now()
         by_operation = dict.fromkeys(catalogue.OPERATIONS, 0)
+        by_age = dict.fromkeys(catalogue.AGES, 0)
+        attempts, sleepers = self._per_upstream(), self._per_upstream()
         for call in calls:
             by_operation[call.operation if call.operation in by_operation else catalogue.OTHER] += 1
-        known = self._recorder.names[catalogue.GATES.field]
-        gates = [gate for gate in self._levels() if gate.name in known]
+            by_age[catalogue.AGES[bisect_right(_AGE_BOUNDS, now - call.arrived)]] += 1
+            if not call.attempts:
+                continue
+            last = call.attempts[-1]
+            if last.ended is None:
+                _count(attempts, last.upstream)
+            elif call.first_byte is None and last.meaning.retry is not Retry.NEVER:
+                _count(sleepers, last.upstream)
         return {
-            "requests_in_flight": [((operation,), count) for operation, count in by_operation.items()],
+            "requests_in_flight": _labelled(by_operation),
+            "requests_in_flight_age": _labelled(by_age),
             "streams_in_flight": [((), sum(call.stream and call.first_byte is not None for call in calls))],
+            "upstream_in_flight": _labelled(attempts),
+            "backoff_sleepers": _labelled(sleepers),
+        }
+
+    def _of_gates(self, levels: Iterable[GateLevel]) -> dict[str, Values]:
+        known = self._recorder.names[catalogue.GATES.field]
+        gates = [gate for gate in levels if gate.name in known]
+        return {
             "gate_limit": [((gate.name,), gate.limit) for gate in gates],
+            "gate_limit_bound": [
+                ((gate.name, bound), value)
+                for gate in gates
+                for bound, value in zip(("min", "max"), gate.bounds or (gate.limit, gate.limit), strict=True)
+            ],
             "gate_in_use": [((gate.name,), gate.in_use) for gate in gates],
             "gate_queue_depth": [
                 ((gate.name, priority), gate.waiting.get(priority, 0))
@@ -228,11 +341,47 @@ class Telemetry:
                 for priority in catalogue.PRIORITIES
             ],
             "gate_queue_limit": [((gate.name,), gate.queue_limit) for gate in gates if gate.queue_limit is not None],
-            "build_info": [(self._build, 1)],
-            "config_last_reload_successful": [((), self._reload_ok)],
-            "config_last_reload_success_timestamp_seconds": [((), self._reload_time)],
-            "draining": [((), self._is_draining)],
         }
+
+    def _of_upstreams(self, levels: Levels) -> dict[str, Values]:
+        upstreams = self._recorder.names[catalogue.UPSTREAMS.field]
+        models = self._recorder.names[catalogue.MODELS.field]
+        connections = [level for level in levels.connections if level.upstream in upstreams]
+        accounts = [account for account in levels.accounts if account.upstream in upstreams and account.model in models]
+        found = list(headroom(accounts))
+        now = self._wall()
+        held = holds(accounts)
+        to_wall = now - self._now()
+        taught = dict.fromkeys((room.upstream, room.model) for room in found)
+        return {
+            "upstream_connections": [
+                ((level.upstream, state), count)
+                for level in connections
+                for state, count in (("active", level.active), ("idle", level.idle))
+            ],
+            "upstream_connections_limit": [((level.upstream,), level.limit or math.inf) for level in connections],
+            "cooldown_until_timestamp_seconds": [
+                ((name,), now + held[name] if name in held else 0.0) for name in upstreams
+            ],
+            "circuit_state": [
+                ((name, state), self._circuits.get(name, _CLOSED) == state)
+                for name in upstreams
+                for state in catalogue.CIRCUITS
+            ],
+            "ratelimit_limit": [(_room_key(room), room.limit) for room in found],
+            "ratelimit_remaining": [(_room_key(room), room.remaining) for room in found],
+            "ratelimit_reset_timestamp_seconds": [
+                (_room_key(room), now + room.full_seconds) for room in found if room.full_seconds is not None
+            ],
+            "ratelimit_observed_timestamp_seconds": [
+                ((upstream, upstream, model), answered + to_wall)
+                for upstream, model in taught
+                if (answered := self._recorder.answered.get((upstream, model))) is not None
+            ],
+        }
+
+    def _per_upstream(self) -> dict[str, int]:
+        return dict.fromkeys(self._recorder.names[catalogue.UPSTREAMS.field], 0)
 
 
 class OpenRequest:
@@ -284,6 +433,23 @@ def server_timing(record: Record, now: float) -> str:
         f"upstream;dur={record.upstream_seconds * 1e3:.1f}, ttft;dur={first * 1e3:.1f}, "
         f"overhead;dur={max(0.0, spent - waited) * 1e3:.1f}"
     )
+
+
+def _is_denied(record: Record) -> bool:
+    return record.error_type == "auth" and record.error_source == "client"
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    if name in counts:
+        counts[name] += 1
+
+
+def _labelled(counts: Mapping[str, int]) -> Values:
+    return [((name,), count) for name, count in counts.items()]
+
+
+def _room_key(room: Headroom) -> Key:
+    return room.upstream, room.upstream, room.model, room.kind
 
 
 def _said(variable: str) -> str:

@@ -1,4 +1,7 @@
-"""Which traces are kept, and the `traceparent` header in and out (W3C Trace Context, https://www.w3.org/TR/trace-context/)."""
+"""Which traces are kept, and the headers `traceparent` and `tracestate` in and out.
+
+Source: W3C Trace Context, https://www.w3.org/TR/trace-context/. Baggage is neither read nor passed on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _SAMPLED = 1  # flag
+_STATE_MAX = 512  # characters of a `tracestate` that is passed on; the recommendation's own bound
 _RANDOM_BITS = 64  # of a trace id, the lower ones; some make the upper ones of the time
 
 
@@ -43,6 +47,13 @@ def parse(header: str | None) -> Parent | None:
         return None
     parent = Parent(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & _SAMPLED))
     return parent if parent.trace_id and parent.span_id else None
+
+
+def state(header: str | None) -> str:
+    """The asker's `tracestate` as it may be passed on; "" where it is too long or not plain text."""
+    if header is None or len(header) > _STATE_MAX or not (header.isascii() and header.isprintable()):
+        return ""
+    return header.strip()
 
 
 def header(trace_id: int, span_id: int, *, sampled: bool) -> str:

@@ -61,9 +61,21 @@ class Gateway:
     def gate(self) -> str:
         return f"model/{self.model}"
 
-    def begin(self, *, model: str = "", stream: bool = False, traceparent: str | None = None) -> Record:
+    def begin(
+        self,
+        *,
+        model: str = "",
+        stream: bool = False,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+    ) -> Record:
         record = self.telemetry.begin(
-            "chat", "POST", "/v1/chat/completions", request_id="req-1", traceparent=traceparent
+            "chat",
+            "POST",
+            "/v1/chat/completions",
+            request_id="req-1",
+            traceparent=traceparent,
+            tracestate=tracestate,
         )
         record.model = record.asked_model = model or self.model
         record.stream = stream

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.cost import price
 from proxy.telemetry import Record
-from proxy.telemetry.log import AccessLog, line_of, text
+from proxy.telemetry.log import line_of, slow_line_of, story, text
+from proxy.telemetry.writer import Writer
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def _lines(reader):
 
 def test_a_call_is_one_line_of_allowed_fields(make, gateway_of, pipe):
     reader, writer = pipe
-    telemetry = make(log_fd=writer)
+    telemetry = make(log_fd=writer, prices={"gpt-4o-mini": price(input=0.15, output=0.6, cached_input=0.075)})
     record = gateway_of(telemetry).streamed()
     assert telemetry.flush(5.0)
     (line,) = _lines(reader)
@@ -61,6 +63,7 @@ def test_a_call_is_one_line_of_allowed_fields(make, gateway_of, pipe):
         "tokens_out": 11,
         "tokens_cached": 40,
         "tokens_reasoning": 3,
+        "cost_usd": 1.9e-05,
         "finish_reason": "stop",
     }
 
@@ -124,14 +127,14 @@ def _full(reader, writer):
 def test_a_stuck_stdout_costs_lines_and_no_call(gateway, pipe):
     reader, writer = pipe
     lost = []
-    log = AccessLog(writer, lambda *drop: lost.append(drop), lines_max=5)
-    record = gateway.plain()
+    log = Writer(writer, lambda *drop: lost.append(drop), lines_max=5)
+    line = line_of(gateway.plain())
     with _full(reader, writer):
         for _ in range(100):
-            log.take(record)
+            log.take(line)
         assert not log.flush(0.01)
         assert len(lost) >= 90  # at most five lines were with the writer and five waited
-        assert set(lost) == {("log", "queue_full", 1)}
+        assert set(lost) == {("queue_full", 1)}
     assert log.flush(5.0)
     log.close()
     assert len(_lines(reader)) + len(lost) == 100
@@ -139,10 +142,10 @@ def test_a_stuck_stdout_costs_lines_and_no_call(gateway, pipe):
 
 def test_a_descriptor_made_non_blocking_by_others_still_gets_every_line(gateway, pipe):
     reader, writer = pipe
-    log = AccessLog(writer, lambda *drop: pytest.fail(f"lost {drop}"))
-    record = gateway.plain()
+    log = Writer(writer, lambda *drop: pytest.fail(f"lost {drop}"))
+    line = line_of(gateway.plain())
     for _ in range(300):  # more than a pipe holds
-        log.take(record)
+        log.take(line)
     os.set_blocking(writer, False)
     lines = 0
     while lines < 300:
@@ -166,3 +169,59 @@ def test_the_log_can_be_off(gateway, telemetry, capfd):
     gateway.plain()
     assert telemetry.flush(1.0)
     assert capfd.readouterr().out == ""
+
+
+def test_a_call_that_still_runs_is_told_of_each_time_so_much_more_has_passed(make, gateway_of, pipe, clock):
+    reader, writer = pipe
+    telemetry = make(log_fd=writer, slow_log_seconds=60.0)
+    record = gateway_of(telemetry).begin(stream=True)
+    with telemetry.request(record), telemetry.attempt(record, "openai", "gpt-4o-mini"):
+        for _ in range(14):
+            clock.wait(10)
+            telemetry.beat(0.0)
+        record.first_byte = record.first_token = clock()
+        clock.wait(45)
+        telemetry.beat(0.0)
+        gateway_of(telemetry).begin()
+    telemetry.beat(0.0)
+    assert telemetry.flush(5.0)
+    *slow, ended = _lines(reader)
+    assert [(line["event"], line["duration_ms"], line["phase"]) for line in slow] == [
+        ("slow_request", 60_000.0, "waiting"),
+        ("slow_request", 120_000.0, "waiting"),
+        ("slow_request", 185_000.0, "streaming"),
+    ]
+    assert slow[0]["level"] == "warning"
+    assert slow[2]["ttft_ms"] == 140_000.0
+    assert {line["trace_id"] for line in slow} == {ended["trace_id"]}
+
+
+def test_young_calls_and_a_switched_off_log_are_not_told_of(make, gateway_of, pipe, clock):
+    reader, writer = pipe
+    for seconds, age in ((60.0, 59.0), (0.0, 1e6)):
+        telemetry = make(log_fd=writer, slow_log_seconds=seconds)
+        with telemetry.request(gateway_of(telemetry).begin()):
+            clock.wait(age)
+            telemetry.beat(0.0)
+        assert telemetry.flush(5.0)
+    assert [line["event"] for line in _lines(reader)] == ["request", "request"]
+
+
+@given(said=st.text(), now=st.floats(min_value=0, max_value=1e6))
+def test_words_from_outside_cannot_leave_a_slow_line_either(said, now):
+    line = slow_line_of(Record(said, "chat", said, "other", arrived=0.0, began=0.0), now)
+    assert line.count(b"\n") == 1
+    assert all(32 <= byte < 127 for byte in line[:-1])
+
+
+def test_the_story_of_an_error_tells_where_and_what_kind_and_nothing_it_says():
+    def fall(word):
+        raise KeyError(word)
+
+    try:
+        fall("the prompt")
+    except KeyError as error:
+        told = story(error)
+    assert told.startswith("builtins.KeyError\n")
+    assert "in fall" in told
+    assert "the prompt" not in told.replace('fall("the prompt")', "")

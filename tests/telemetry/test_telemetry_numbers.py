@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from proxy.core.outcome import Outcome, Reason, of_failure
-from proxy.telemetry import GateLevel, Labels, Pause, Record, Tracing, server_timing
+from proxy.telemetry import GateLevel, Labels, Levels, Pause, Record, Tracing, server_timing
 from proxy.telemetry.catalogue import CODE_OF
 
 OPENMETRICS = "application/openmetrics-text"
@@ -246,7 +246,7 @@ def test_a_reload_keeps_the_numbers_of_names_that_stay_and_drops_the_others(gate
 
 def test_levels_are_read_at_the_scrape(telemetry, scrape):
     levels = [GateLevel("process", 1000.0, 3, {"batch": 7}, queue_limit=10_000)]
-    telemetry.levels(lambda: levels)
+    telemetry.levels(lambda: Levels(gates=levels))
     told = scrape(telemetry)
     assert told("gate_limit", gate="process") == 1000
     assert told("gate_in_use", gate="process") == 3
@@ -360,7 +360,7 @@ def test_scrapes_at_the_same_time_share_one_render(telemetry):
         renders.append(1)
         entered.set()
         release.wait()
-        return ()
+        return Levels()
 
     telemetry.levels(slow_levels)
     scrapes = [Thread(target=lambda: bodies.append(telemetry.exposition(""))) for _ in range(4)]
@@ -393,5 +393,5 @@ def test_a_scrape_that_fails_does_not_fail_the_next_one(telemetry):
     telemetry.levels(broken)
     with pytest.raises(RuntimeError):
         telemetry.exposition("")
-    telemetry.levels(tuple)
+    telemetry.levels(Levels)
     assert telemetry.exposition("")[0]

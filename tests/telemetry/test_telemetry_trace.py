@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.outcome import Outcome
 from proxy.telemetry import Tracing, trace
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -69,9 +70,12 @@ def test_what_is_sent_on_can_be_read_again(trace_id, span_id, sampled):
 
 
 def test_the_upstream_is_told_the_asker_s_trace_and_the_attempt_as_parent(gateway, telemetry):
-    record = gateway.begin(traceparent=f"00-{TRACE}-{SPAN}-01")
+    record = gateway.begin(traceparent=f"00-{TRACE}-{SPAN}-01", tracestate=" vendor=1,other=2 ")
     with telemetry.attempt(record, "openai", "gpt-4o-mini", "h", 1) as attempt:
-        assert telemetry.traceparent(record, attempt) == f"00-{TRACE}-{attempt.span_id:016x}-01"
+        assert telemetry.trace_headers(record, attempt) == {
+            "traceparent": f"00-{TRACE}-{attempt.span_id:016x}-01",
+            "tracestate": "vendor=1,other=2",
+        }
     assert record.parent_span_id == int(SPAN, 16)
     assert attempt.span_id not in (0, record.span_id, record.parent_span_id)
 
@@ -98,3 +102,24 @@ def test_kept_are_the_calls_that_need_explaining(make, gateway_of, collector):
     roots = {span.span_id for span in collector.spans}
     assert all(record.span_id.to_bytes(8, "big") in roots for record in telling)
     assert not any(record.span_id.to_bytes(8, "big") in roots for record in dull)
+
+
+@pytest.mark.parametrize("state", [None, "", "a" * 513, "vendor=\x00", "vendor=\u00e9"])
+def test_a_state_that_may_not_be_passed_on_is_left_out(gateway, telemetry, state):
+    record = gateway.begin(traceparent=f"00-{TRACE}-{SPAN}-01", tracestate=state)
+    with telemetry.attempt(record, "openai", "gpt-4o-mini") as attempt:
+        assert telemetry.trace_headers(record, attempt).keys() == {"traceparent"}
+
+
+def test_a_state_without_its_parent_means_nothing(gateway, telemetry):
+    assert gateway.begin(traceparent="odd", tracestate="vendor=1").trace_state == ""
+
+
+def test_whoever_is_not_let_in_has_no_say_in_what_is_kept(make, gateway_of, collector):
+    telemetry = make(tracing=Tracing(collector.url, ratio=0.0))
+    record = gateway_of(telemetry).begin(traceparent=f"00-{TRACE}-{SPAN}-01")
+    with telemetry.request(record):
+        record.status, record.outcome = 401, Outcome.REJECTED
+        record.error_type, record.error_source = "auth", "client"
+    assert telemetry.flush(5.0)
+    assert collector.spans == []
