@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format schema lock clean
+.PHONY: help install demo serve test check format schema lock docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -41,9 +41,14 @@ format: $(READY)  ## put the code into the house style
 schema: $(READY)  ## write config/penstock.schema.json anew
 	$(BIN)/penstock schema > config/penstock.schema.json
 
-lock: $(READY)  ## write requirements.lock anew from pyproject.toml (needs uv)
+lock:  ## write both locks anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --extra dev --upgrade pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --constraint requirements.lock pyproject.toml -o requirements.run.lock
+
+docs: $(READY)  ## write the tables of docs/ anew from the code
+	$(BIN)/python -m tests.docs.tables
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

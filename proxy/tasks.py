@@ -32,10 +32,10 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel all that still run and wait until they have ended."""
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        while running := list(self._running):  # what they start at their end is stopped as well
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     def __len__(self) -> int:
         return len(self._running)

@@ -35,13 +35,25 @@ class Watch(Generic[What]):
 
     def expect(self, what: What, seconds: float) -> None:
         """From now on wait for `what`, at most `seconds`."""
+        if not self._in_time():
+            return
         self._what, self._until = what, self._loop.time() + seconds
         if self._timer is None or self._timer.when() > self._until:
             self._set(self._until)
 
     def rest(self) -> None:
         """From now on nothing is waited for."""
-        self._until = None
+        if self._in_time():
+            self._until = None
+
+    def _in_time(self) -> bool:
+        """False once the block is being cancelled: what it does then is not watched. Who gets here before, even in the
+        round of the loop in which the timer fired, is in time."""
+        if self._scope.expired():
+            return False
+        if self._scope.when() is not None:
+            self._scope.reschedule(None)
+        return True
 
     def _set(self, when: float) -> None:
         if self._timer is not None:
