@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from proxy.core.pool import Pool
 from proxy.upstreams import Upstream
 
 OPEN_ROUTES = 200  # models served by a wildcard that are remembered, each with what was learned of its limits
+MODEL_LIMIT = 512  # characters of a model's name; a longer one would fill that memory, and real ones stay below 200
 USER_AGENT = "penstock"
 
 
@@ -57,6 +58,7 @@ class Pools:
     def __init__(self) -> None:
         self._named: dict[str, Pool] = {}
         self._accounts: OrderedDict[str, Pool] = OrderedDict()
+        self._configured: frozenset[str] = frozenset()  # accounts that stand in the configuration
 
     def named(self, name: str, limits: config.Limits, *, learns_concurrency: bool = False) -> Pool:
         """The pool of that name, made or brought to these ceilings."""
@@ -80,23 +82,26 @@ class Pools:
         learned."""
         pool = self._accounts.get(name)
         if pool is None:
-            pool = self._accounts[name] = Pool(name, label, rates=Learner(learn=learn))
             self._forget_idle()
+            pool = self._accounts[name] = Pool(name, label, rates=Learner(learn=learn))
         elif pool.rates is not None:
             pool.rates.configure(requests_per_minute=None, tokens_per_minute=None, learn=learn)
         self._accounts.move_to_end(name)
         return pool
 
-    def keep(self, names: set[str], upstreams: set[str]) -> None:
+    def keep(self, names: set[str], upstreams: set[str], accounts: Iterable[str]) -> None:
         """Forget the pools that no longer stand in the configuration. Calls in flight keep theirs until they end."""
+        self._configured = frozenset(accounts)
         self._named = {name: pool for name, pool in self._named.items() if name in names}
         for name in [name for name in self._accounts if name.split("/", 1)[0] not in upstreams]:
             del self._accounts[name]
 
     def _forget_idle(self) -> None:
-        """Beyond a bound forget the account that was not asked for longest, of those nobody is in."""
-        if len(self._accounts) > 5 * OPEN_ROUTES:
-            idle = next((name for name, pool in self._accounts.items() if not pool.in_use), None)
+        """At a bound forget the account that was not asked for longest, of those that only wildcards made and nobody is
+        in."""
+        if len(self._accounts) >= 5 * OPEN_ROUTES + len(self._configured):
+            open_ones = ((name, pool) for name, pool in self._accounts.items() if name not in self._configured)
+            idle = next((name for name, pool in open_ones if not pool.in_use), None)
             if idle is not None:
                 del self._accounts[idle]
 
@@ -122,15 +127,15 @@ class Plan:
         self._pools = pools
         self._callers = {_digest(key.reveal()): alias for alias, key in settings.callers.items()}
         self._shared = _shared(settings, pools)
-        self._exact = {name: self._route(name, None) for name in settings.models if not name.endswith("*")}
-        self._open: OrderedDict[str, Route] = OrderedDict()
-        accounts = (
+        accounts = [
             f"{upstream}/{said.upstream_model or name}"
             for name, said in settings.models.items()
             for upstream in said.upstreams
-        )
+        ]
         self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts)))
-        pools.keep(set(self._shared), set(self.upstreams))
+        pools.keep(set(self._shared), set(self.upstreams), accounts)
+        self._exact = {name: self._route(name, None) for name in settings.models if not name.endswith("*")}
+        self._open: OrderedDict[str, Route] = OrderedDict()
 
     @property
     def needs_key(self) -> bool:
@@ -150,7 +155,7 @@ class Plan:
         route = self._exact.get(model) or self._open.get(model)
         if route is not None:
             return route
-        name = self.settings.match(model)
+        name = self.settings.match(model) if len(model) <= MODEL_LIMIT else None
         if name is None:
             return None
         route = self._open[model] = self._route(name, model)
@@ -160,7 +165,7 @@ class Plan:
 
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""
-        return next(iter(get_close_matches(model, self._exact, n=1)), None)
+        return next(iter(get_close_matches(model[:MODEL_LIMIT], self._exact, n=1)), None)
 
     @property
     def models(self) -> tuple[str, ...]:

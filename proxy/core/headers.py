@@ -179,8 +179,8 @@ CONVENTIONAL = (1.0, 10.0, 60.0, 3600.0, DAY)  # windows that providers really u
 def _window(limit: float | None, remaining: float | None, reset: float | None) -> float | None:
     """The window by the law of the header, or None where rounding hides it.
 
-    `reset` is given to the millisecond: a conventional window within that is taken, else what the law says if rounding
-    leaves it sure to 5 %.
+    `reset` is given to the millisecond: a conventional window within that is taken, else what the law says, where
+    rounding leaves it sure to 30 %.
     """
     if limit is None or remaining is None or reset is None or not 0.0 <= remaining < limit:
         return None
@@ -189,7 +189,7 @@ def _window(limit: float | None, remaining: float | None, reset: float | None) -
     fitting = [window for window in CONVENTIONAL if least <= window <= most]
     if fitting:
         return fitting[0] if len(fitting) == 1 else None
-    return reset * per_second if 0.0 < most <= least * 1.05 else None
+    return reset * per_second if 0.0 < most <= least * 1.3 else None
 
 
 # ── when to come back ──

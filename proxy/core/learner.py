@@ -41,7 +41,7 @@ from proxy.core.window import Slot
 
 COLD_CALLS = 8  # sent to an upstream of which nothing is known
 COLD_RATE = 40.0  # calls per second at most while nothing is known, so that few are on their way to a sudden wall ...
-COLD_SHARE = 0.25  # ... or this much of what was answered, per second
+COLD_SHARE = 1.0  # ... or this much of what was answered, per second
 CEILING_SECONDS = 6.0  # the burst of a configured rate: 500 a minute let 50 go at once
 SILENCE_MAX = 60.0  # seconds; the longest silence towards an upstream that did not ask for it
 WORD_MAX = 60.0  # seconds; a retry-after beyond is believed only for limits whose window is longer

@@ -35,12 +35,14 @@ _PER_E = 50  # buckets of latency in a factor of e: each is 2 % wide, so a perce
 _LEAST = 1e-4  # seconds; all that is shorter counts as this
 _PERCENTS = (50, 95, 99)
 
+Percentiles = list[float | None]
+
 
 @dataclass(slots=True)
 class _Second:
     """The calls that ended within one second."""
 
-    at: int = -1  # whole seconds on the monotonic clock
+    at: int  # whole seconds on the monotonic clock
     calls: int = 0
     failed: int = 0  # whose error is the gateway's or an upstream's
     input: int = 0  # tokens
@@ -51,11 +53,12 @@ class _Second:
 class _Span:
     """What is kept of the calls that ended within `SPAN_SECONDS`."""
 
-    at: int = -1  # in units of SPAN_SECONDS
+    at: int  # in units of SPAN_SECONDS
     durations: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # bucket -> calls
     first_tokens: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     attempts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # upstream, outcome
     errors: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # source, type
+    ranked: tuple[Percentiles, Percentiles] | None = None  # of durations and first tokens, once it is over and was told
 
 
 _Slot = TypeVar("_Slot", _Second, _Span)
@@ -64,9 +67,10 @@ _Slot = TypeVar("_Slot", _Second, _Span)
 class _Ring(Generic[_Slot]):
     """The last `size` slots of time; a slot nothing fell into is a fresh one."""
 
-    def __init__(self, born: type[_Slot], size: int) -> None:
-        self._born: type[_Slot] = born
-        self._slots: list[_Slot] = [born() for _ in range(size)]
+    def __init__(self, born: Callable[[int], _Slot], size: int) -> None:
+        self._born: Callable[[int], _Slot] = born
+        self._fresh: _Slot = born(-1)  # for the slots nothing fell into; nobody writes to it
+        self._slots: list[_Slot] = [self._fresh] * size
 
     def at(self, time: int) -> _Slot:
         """The slot to write to. What is older than the ring is long never sees a slot again: clocks do not go back."""
@@ -78,9 +82,9 @@ class _Ring(Generic[_Slot]):
 
     def last(self, count: int, end: int) -> list[_Slot]:
         """The `count` slots up to and with `end`, oldest first."""
-        found = (self._slots[time % len(self._slots)] for time in range(end - count + 1, end + 1))
+        slots, size, fresh = self._slots, len(self._slots), self._fresh
         times = range(end - count + 1, end + 1)
-        return [slot if slot.at == time else self._born(time) for slot, time in zip(found, times, strict=True)]
+        return [slot if (slot := slots[time % size]).at == time else fresh for time in times]
 
 
 class Live:
@@ -99,6 +103,7 @@ class Live:
         self._started = now()
         self._seconds = _Ring(_Second, HISTORY_SECONDS + 1)  # and the one that is being filled
         self._spans = _Ring(_Span, HISTORY_SECONDS // SPAN_SECONDS)
+        self._second, self._span = _Second(-1), _Span(-1)  # those that were last written to
         self._calls = self._failed = self._input = self._output = self._cost = 0
         self._latest: deque[tuple[int, Record]] = deque(maxlen=CALLS_KEPT)
         self._troubled: deque[tuple[int, Record]] = deque(maxlen=TROUBLES_KEPT)
@@ -106,8 +111,10 @@ class Live:
     def take(self, record: Record) -> None:
         """Count one ended call."""
         ended = record.ended
-        second = self._seconds.at(int(ended))
-        span = self._spans.at(int(ended) // SPAN_SECONDS)
+        second, span, at = self._second, self._span, int(ended)
+        if second.at != at:
+            second = self._second = self._seconds.at(at)
+            span = self._span = self._spans.at(at // SPAN_SECONDS)
         self._calls += 1
         second.calls += 1
         span.durations[_bucket(ended - record.arrived)] += 1
@@ -180,7 +187,8 @@ class Live:
     def _history(self, second: int, span: int) -> dict[str, Any]:
         known = min(HISTORY_SECONDS, second - int(self._started))
         seconds = self._seconds.last(known, second - 1)
-        spans = self._spans.last(min(HISTORY_SECONDS // SPAN_SECONDS, span - int(self._started) // SPAN_SECONDS), span)
+        begun = span - int(self._started) // SPAN_SECONDS + 1
+        spans = self._spans.last(min(HISTORY_SECONDS // SPAN_SECONDS, begun), span)
         return {
             "seconds": 1,
             "calls": [each.calls for each in seconds],
@@ -188,8 +196,8 @@ class Live:
             "input_tokens": [each.input for each in seconds],
             "output_tokens": [each.output for each in seconds],
             "span_seconds": SPAN_SECONDS,
-            "duration": [_percentiles([each.durations]) for each in spans],
-            "first_token": [_percentiles([each.first_tokens]) for each in spans],
+            "duration": [_ranked(each, span)[0] for each in spans],
+            "first_token": [_ranked(each, span)[1] for each in spans],
         }
 
     def _in_flight(self, now: float) -> dict[str, Any]:
@@ -242,7 +250,17 @@ def _bucket(seconds: float) -> int:
     return int(math.log(seconds / _LEAST) * _PER_E) if seconds > _LEAST else 0
 
 
-def _percentiles(counts: Iterable[Mapping[int, int]]) -> list[float | None]:
+def _ranked(span: _Span, current: int) -> tuple[Percentiles, Percentiles]:
+    """The percentiles of a span's durations and first tokens."""
+    if span.ranked is not None:
+        return span.ranked
+    ranked = _percentiles([span.durations]), _percentiles([span.first_tokens])
+    if span.at < current:
+        span.ranked = ranked
+    return ranked
+
+
+def _percentiles(counts: Iterable[Mapping[int, int]]) -> Percentiles:
     """p50, p95 and p99 in seconds, by nearest rank; the middle of the bucket that the rank falls into."""
     merged: dict[int, int] = defaultdict(int)
     for each in counts:
@@ -252,7 +270,7 @@ def _percentiles(counts: Iterable[Mapping[int, int]]) -> list[float | None]:
     if not total:
         return [None] * len(_PERCENTS)
     ranks = iter([math.ceil(total * percent / 100) for percent in _PERCENTS])
-    found: list[float | None] = []
+    found: Percentiles = []
     rank, passed = next(ranks), 0
     for bucket in sorted(merged):
         passed += merged[bucket]

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,7 +15,6 @@ from typing import Any
 
 import aiohttp
 from openai import AsyncOpenAI
-from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.app import Gateway
 from proxy.config import Model, Retry, Secret, Server, Settings, Upstream
@@ -75,20 +75,18 @@ def settings(upstreams: Upstream | Mapping[str, Upstream], **sections: Any) -> S
     return Settings(**told)
 
 
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
 class Metrics:
     """One scrape. `metrics("requests_total", outcome="ok")` is the sum of all samples that fit."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float:
-        wanted = labels.items()
-        return sum(
-            sample.value
-            for sample in self._samples
-            if sample.name == f"penstock_{name}" and wanted <= sample.labels.items()
-        )
+        samples = re.findall(rf"^penstock_{name}(?:{{(.*)}})? (\S+)$", self.text, re.MULTILINE)
+        return sum(float(value) for said, value in samples if labels.items() <= dict(_LABEL.findall(said)).items())
 
 
 @dataclass

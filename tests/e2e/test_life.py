@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import sys
@@ -255,22 +254,3 @@ async def test_a_second_signal_cuts_the_drain_short(upstream: Scripted, tmp_path
         running.process.send_signal(signal.SIGINT)
         async with asyncio.timeout(5.0):
             assert await running.process.wait() == 0
-
-
-async def test_without_a_file_keys_in_the_environment_are_enough(tmp_path: Path) -> None:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "ANTHROPIC"))}
-    ours = {"OPENAI_API_KEY": "sk-environment", "PENSTOCK_SERVER__PORT": "0", "PENSTOCK_SERVER__ADMIN_PORT": "0"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy", "serve", env=inherited | ours, cwd=Path(__file__).parents[2], stderr=PIPE
-    )
-    async with aiohttp.ClientSession() as http:
-        running = Process(process, http, tmp_path, tmp_path)
-        listening = asyncio.create_task(running.listen())
-        try:
-            await until(lambda: (running.admin and running.origin) or listening.done(), "up", seconds=15.0)
-            assert (await running.get("/readyz")).status == 200
-        finally:
-            process.terminate()
-            assert await process.wait() == 0
-            await listening
-    assert "sk-environment" not in running.said

@@ -17,9 +17,9 @@ from aiohttp import web
 
 from proxy.api.edge import Edge, Endpoint, Visit
 from proxy.app import Gateway
-from proxy.config import ConfigError, Problem, Server, Settings
+from proxy.config import ConfigError, Model, Problem, Server, Settings
 from proxy.simulator import ALWAYS, Simulator, profiles, serving
-from tests.telemetry.house import ADMIN_KEY, CALLER_KEY, CHAT, UPSTREAM_KEY, House, house, settings, upstream
+from tests.telemetry.house import ADMIN_KEY, CALLER_KEY, CHAT, MODEL, UPSTREAM_KEY, House, house, settings, upstream
 
 PROMPT = "tell-nobody-canary-0815"  # a provider's answer repeats it
 WRONG_KEY = "sk-wrong-canary-4711"
@@ -147,29 +147,21 @@ async def test_no_key_and_no_prompt_is_found_in_anything_that_is_told(tmp_path, 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     stalled = replace(profiles.INSTANT, first_token_seconds=3600.0)
     async with serving(profiles.INSTANT) as provider, serving(stalled) as slow, _echoing() as echoing:
-        first = settings(
-            {
-                "up": upstream(provider.base_url, propagate_trace=True),
-                "echo": upstream(echoing),
-                "slow": upstream(slow.base_url, first_byte_seconds=0.1),
-                "nobody": upstream("http://127.0.0.1:1/v1"),
-            },
-            server=Server(port=0, admin_port=0, admin_key=ADMIN_KEY),
-            retry={"attempts": 1},
-            telemetry={"trace_ratio": 1.0, "per_caller": True, "slow_log_seconds": 0.05},
-        )
-        models = {name: {"upstreams": (name,)} for name in ("echo", "slow", "nobody")}
-        first = Settings(**dict(first) | {"models": dict(first.models) | models})
-        first = first.model_copy(
-            update={
-                "models": first.models | {"gpt-4o-mini": first.models["echo"].model_copy(update={"upstreams": ("up",)})}
-            }
-        )
-        wanted: list[Settings | ConfigError] = [
-            first.model_copy(
-                update={"upstreams": first.upstreams | {"up": upstream(provider.base_url, api_key=OTHER_KEY)}}
-            ),
-        ]
+        upstreams = {
+            "up": upstream(provider.base_url, propagate_trace=True),
+            "echo": upstream(echoing),
+            "slow": upstream(slow.base_url, connect_seconds=0.1, first_byte_seconds=0.1),
+            "nobody": upstream("http://127.0.0.1:1/v1"),
+        }
+        sections = {
+            "server": Server(port=0, admin_port=0, admin_key=ADMIN_KEY),
+            "models": {MODEL: Model(upstreams=("up",))}
+            | {name: Model(upstreams=(name,)) for name in ("echo", "slow", "nobody")},
+            "retry": {"attempts": 1},
+            "telemetry": {"trace_ratio": 1.0, "per_caller": True, "slow_log_seconds": 0.05},
+        }
+        rotated = upstreams | {"up": upstream(provider.base_url, api_key=OTHER_KEY)}
+        wanted: list[Settings | ConfigError] = [settings(rotated, **sections)]
 
         def load() -> Settings:
             found = wanted[0]
@@ -177,7 +169,7 @@ async def test_no_key_and_no_prompt_is_found_in_anything_that_is_told(tmp_path, 
                 raise found
             return found
 
-        async with house(first, tmp_path, load=load) as gateway:
+        async with house(settings(upstreams, **sections), tmp_path, load=load) as gateway:
             own = await _live_through(gateway, provider)
             own += await _administer(gateway)
             wanted[0] = ConfigError([Problem("p.yaml", 3, "upstreams.up.api_key", "must not be empty")])
