@@ -165,7 +165,8 @@ class Plan:
 
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""
-        return next(iter(get_close_matches(model[:MODEL_LIMIT], self._exact, n=1)), None)
+        by_sound = {name.casefold(): name for name in self._exact}
+        return next((by_sound[near] for near in get_close_matches(model[:MODEL_LIMIT].casefold(), by_sound, n=1)), None)
 
     @property
     def models(self) -> tuple[str, ...]:

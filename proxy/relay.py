@@ -17,7 +17,7 @@ share of the target's limits. Whoever wants an answer, be it an HTTP client, a b
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -165,9 +165,12 @@ class Relay:
             notes=record,
         ) as admission:
             tries = Tries(call.route.targets, call.policy.attempts)
+            last: Setback | None = None
             while (setback := await self._attempt(call, admission, sink, record)) is not None:
+                if last is None or setback.meaning is not outcome.SHUT:
+                    last = setback  # that it was not asked again is no answer; what it said before is
                 if not await self._come_again(call, tries, setback, admission):
-                    await self._give_up(setback, sink, record)
+                    await self._give_up(last, sink, record)
                     return
 
     async def _attempt(self, call: Call, admission: Admission[Target], sink: Sink, record: Record) -> Setback | None:
@@ -228,7 +231,7 @@ class Relay:
         """Read an error answer and tell the limits what it means."""
         began = self._now()
         try:
-            body = await reply.body(ERROR_BODY_LIMIT)
+            body = admission.target.upstream.scrubbed(await reply.body(ERROR_BODY_LIMIT))
         finally:
             record.upstream_seconds += self._now() - began
         code, kind, message = headers.error_of_body(body)
@@ -317,7 +320,7 @@ class Relay:
             record.usage, record.finish_reason = reader.usage, reader.finish_reason
             record.response_id, record.response_model = reader.response_id, reader.response_model
         await self._write(reply, reader.rest(), sink, record)
-        await sink.finish()
+        await self._told(sink.finish(), record)
         record.last_byte = self._now()
         waited = record.upstream_seconds + record.client_seconds - waited
         record.relay_seconds = max(0.0, record.last_byte - began - waited)
@@ -346,16 +349,25 @@ class Relay:
                 record.chunks += 1
                 record.bytes_out += len(data)
         finally:
-            blocked = self._now() - began
-            if blocked > BLOCKED_SECONDS:
-                record.client_seconds += blocked
+            self._waited_for_client(began, record)
+
+    async def _told(self, telling: Awaitable[None], record: Record) -> None:
+        began = self._now()
+        try:
+            await telling
+        finally:
+            self._waited_for_client(began, record)
+
+    def _waited_for_client(self, began: float, record: Record) -> None:
+        blocked = self._now() - began
+        if blocked > BLOCKED_SECONDS:
+            record.client_seconds += blocked
 
     async def _break_off(self, meaning: Meaning, sink: Sink, record: Record) -> None:
         """An answer that had begun will not end: say so where the client reads."""
         self._close(record, meaning, end_reason=meaning.reason.value)
-        await sink.fail(
-            StreamTruncated(f"{record.upstream} broke off its answer ({meaning.reason.value}); it is not whole")
-        )
+        error = StreamTruncated(f"{record.upstream} broke off its answer ({meaning.reason.value}); it is not whole")
+        await self._told(sink.fail(error), record)
         record.last_byte = self._now()
 
     async def _give_up(self, setback: Setback, sink: Sink, record: Record) -> None:
@@ -373,9 +385,9 @@ class Relay:
         told = _for_client(setback.headers) | {"content-length": str(len(setback.body))}
         if setback.meaning.retry is not Retry.NEVER or setback.status == 429 or setback.status >= 500:
             told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
-        await sink.start(setback.status, told)
-        await sink.write(setback.body)
-        await sink.finish()
+        await self._told(sink.start(setback.status, told), record)
+        await self._told(sink.write(setback.body), record)
+        await self._told(sink.finish(), record)
         record.last_byte, record.bytes_out = self._now(), len(setback.body)
 
     @staticmethod

@@ -106,6 +106,7 @@ class Ticket:
     refusal: Refusal | None = None
     expected_wait: float = 0.0  # seconds, once REFUSED
     inside: bool = False  # holds the process's place
+    guess: float = 0.0  # tokens counted as service at its admission, until it is known what it used
     lane: _Lane | None = None  # where it stands while WAITING
 
 
@@ -168,6 +169,7 @@ class Gate:
         self.woken: list[Ticket] = []
         self._lanes: dict[tuple[Priority, str, tuple[Target, ...]], _Lane] = {}
         self._service: dict[str, float] = {}
+        self._guessed: dict[str, float] = {}  # the part of it that stands for calls in flight
         self._busy: dict[str, int] = {}  # tickets not yet ended, by caller
         self._of_class = dict.fromkeys(Priority, 0)  # how many wait
         self._standing: dict[Priority, float] = {}  # since when somebody of the class waits
@@ -203,7 +205,7 @@ class Gate:
         assert ticket.state is State.HELD
         self._leave_target(ticket)
         ticket.state = State.PAUSED
-        self._charge(ticket.caller, -_guess(ticket.size))  # it was not served
+        self._settle(ticket, 0.0)  # it was not served
         self._fill(now)
 
     def again(self, ticket: Ticket, targets: tuple[Target, ...], now: float) -> None:
@@ -225,6 +227,7 @@ class Gate:
             ticket.inside = False
             self.process.leave()
         ticket.state = State.ENDED
+        self._settle(ticket, ticket.guess)  # nobody said what it used: the guess stands
         self._depart(ticket.caller)
         self._fill(now)
 
@@ -234,7 +237,7 @@ class Gate:
 
     def served(self, ticket: Ticket, input_tokens: float, output_tokens: float) -> None:
         """Correct what `ticket` was counted for at its admission by what it really used."""
-        self._charge(ticket.caller, input_tokens + OUTPUT_WEIGHT * output_tokens - _guess(ticket.size))
+        self._settle(ticket, input_tokens + OUTPUT_WEIGHT * output_tokens)
 
     def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
         """The pools as they are now, each label with those who wait for it."""
@@ -332,7 +335,9 @@ class Gate:
                 if (reservation := pool.enter(ticket.size, now)) is not None:
                     ticket.reservations.append((pool, reservation))
             ticket.target, ticket.state = target, State.HELD
-            self._charge(ticket.caller, _guess(ticket.size))
+            ticket.guess = _guess(ticket.size)
+            self._charge(self._service, ticket.caller, ticket.guess)
+            self._charge(self._guessed, ticket.caller, ticket.guess)
             return True
         return False
 
@@ -396,10 +401,11 @@ class Gate:
 
     def _arrive(self, caller: str) -> None:
         active = self._busy.get(caller, 0)
-        if not active:  # rule 7
-            least = min((self._service.get(other, 0.0) for other in self._busy), default=None)
-            if least is not None:
-                self._service[caller] = max(self._service.get(caller, 0.0), least)
+        if not active:  # rule 7; guesses for calls in flight are no service yet
+            least = min(
+                (self._service.get(other, 0.0) - self._guessed.get(other, 0.0) for other in self._busy), default=0.0
+            )
+            self._service[caller] = max(self._service.get(caller, 0.0), least)
         self._busy[caller] = active + 1
 
     def _depart(self, caller: str) -> None:
@@ -408,9 +414,16 @@ class Gate:
             del self._busy[caller]
             if not self._busy:
                 self._service.clear()
+                self._guessed.clear()
 
-    def _charge(self, caller: str, tokens: float) -> None:
-        self._service[caller] = max(0.0, self._service.get(caller, 0.0) + tokens / self.weights.get(caller, 1.0))
+    def _settle(self, ticket: Ticket, used: float) -> None:
+        """Put what was used in the place of the guess."""
+        self._charge(self._service, ticket.caller, used - ticket.guess)
+        self._charge(self._guessed, ticket.caller, -ticket.guess)
+        ticket.guess = 0.0
+
+    def _charge(self, account: dict[str, float], caller: str, tokens: float) -> None:
+        account[caller] = max(0.0, account.get(caller, 0.0) + tokens / self.weights.get(caller, 1.0))
 
 
 def _guess(size: Size) -> float:

@@ -38,6 +38,14 @@ class Upstream:
     connections: int = 0
     propagate_trace: bool = False
 
+    def scrubbed(self, body: bytes) -> bytes:
+        """An error body without our credential: some servers repeat the key they refuse."""
+        for name in ("Authorization", "x-api-key"):
+            key = self.headers.get(name, "").removeprefix("Bearer ").encode()
+            if key and key in body:
+                body = body.replace(key, b"*" * len(key))  # of the same length, as content-length has it
+        return body
+
 
 class AttemptFailed(Exception):
     """An attempt broke instead of ending.

@@ -818,3 +818,15 @@ def test_pools_of_one_label_are_one_level():
     ask(gate, (To((one,)),))
     ask(gate, (To((two,)),))
     assert [(level.label, level.in_use) for level in gate.levels((one, two))] == [("both", 2)]
+
+
+def test_a_newcomer_is_not_lifted_to_guesses_for_calls_in_flight():  # rule 7
+    gate = gate_of(20)
+    flood = [ask(gate, caller="flood") for _ in range(20)]
+    waiting = [ask(gate, caller="flood") for _ in range(20)]
+    quiet = ask(gate, caller="quiet")
+    for ticket in flood[:2]:
+        gate.served(ticket, 1, 1)  # far less than was guessed
+        leave(gate, ticket, 1.0)
+    assert quiet.state is State.HELD
+    assert sum(ticket.state is State.HELD for ticket in waiting) == 1

@@ -309,7 +309,7 @@ async def test_who_is_not_admitted_before_the_deadline_is_told_in_time(
         await first
         metrics = await house.metrics()
     told(refused, 503, "queue_timeout")
-    assert 0.19 < took < 0.6
+    assert 0.19 < took < 1.0
     assert len(upstream.exchanges) == 1
     assert metrics("gate_admissions_total", result="rejected_timeout") == 1
     assert metrics("request_errors_total", source="gateway", error_type="queue_timeout") == 1
