@@ -261,18 +261,18 @@ class Gate:
             self._shed(now)
         if not self.waiting:
             return
-        turns = [(self._turn(lane, now), id(lane), lane) for lane in self._lanes.values()]
+        turns = [(self._turn(lane, now), number, lane) for number, lane in enumerate(self._lanes.values())]
         heapq.heapify(turns)
         reserved: set[Pool] = set()
         while turns:
-            _, _, lane = heapq.heappop(turns)
+            _, number, lane = heapq.heappop(turns)
             ticket = lane.head
             if self._enter(ticket, now, reserved):
                 self._step_out(ticket)
                 self._note_departure(ticket, now)
                 self.woken.append(ticket)
                 if lane.tickets:
-                    heapq.heappush(turns, (self._turn(lane, now), id(lane), lane))
+                    heapq.heappush(turns, (self._turn(lane, now), number, lane))
                 continue
             lane.blocked_by, wait = self._blocker(ticket, now, reserved)
             lane.wait = wait if wait < math.inf else 0.0

@@ -24,13 +24,14 @@ Rules
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
-from proxy.core.bucket import Bucket
-from proxy.core.headers import Kind, Reading
+from proxy.core.bucket import EARLY, Bucket
+from proxy.core.headers import DAY, Kind, Reading
 from proxy.core.journal import Features, Journal, Mark, features
 from proxy.core.mirror import Mirror
 from proxy.core.outcome import Meaning, Reason
@@ -40,15 +41,19 @@ from proxy.core.usage import Usage
 from proxy.core.window import Slot
 
 COLD_CALLS = 8  # sent to an upstream of which nothing is known
-COLD_RATE = 40.0  # calls per second at most while nothing is known, so that few are on their way to a sudden wall ...
-COLD_SHARE = 1.0  # ... or this much of what was answered, per second
+COLD_RATE = 40.0  # of more than these, per second at most, so that few are on their way to a sudden wall ...
+COLD_SHARE = 0.25  # ... or this much of what was answered, per second
 CEILING_SECONDS = 6.0  # the burst of a configured rate: 500 a minute let 50 go at once
 SILENCE_MAX = 60.0  # seconds; the longest silence towards an upstream that did not ask for it
 WORD_MAX = 60.0  # seconds; a retry-after beyond is believed only for limits whose window is longer
 FIRST_HOLD = 1.0  # seconds, after a refusal that neither says nor lets guess when to come back; doubles up to WORD_MAX
 ASK_AGAIN = 0.05  # seconds; when only an answer can let the next one out, and nobody knows when it comes
 DOUBTS = 3  # answers to calls for which headers told of no room, before they are set aside
-SET_ASIDE_SECONDS = 600.0
+SET_ASIDE_SECONDS, SET_ASIDE_MOST = 600.0, DAY  # the first time, and doubling up to
+SURPRISES, SURPRISE_SECONDS = 5, 60.0  # so many refusals by a limit in so short a time: its headers are no help
+STALE_SECONDS = 300.0  # a limit that answers no longer tell is forgotten
+LIMITS_MAX = 8  # told by one account
+SHORT = 3600.0  # seconds; a longer window may stand beside a shorter one that is not told, as Groq's day does
 WORTH_TELLING = 0.05  # of a limit; smaller corrections of an estimate are no change of it
 CHANGES_KEPT = 256
 OUTPUT_WEIGHT = 0.1  # of the newest answer, in the mean output of those that set no bound
@@ -138,9 +143,17 @@ class _Told:
     kind: Kind
     mirror: Mirror
     since: float
+    read_at: float
     changes: int = 0
     doubts: int = 0
-    aside_until: float = -inf
+    heard_at: float = -inf  # when the last refusal that it explained was heard of
+    surprises: deque[float] = field(default_factory=deque)  # when it explained a refusal, but had not kept us from it
+
+    def is_no_help(self, now: float) -> bool:
+        """It explains refusals, but lets us run into them all the same."""
+        while self.surprises and self.surprises[0] < now - SURPRISE_SECONDS:
+            self.surprises.popleft()
+        return len(self.surprises) >= SURPRISES
 
 
 @dataclass(slots=True)
@@ -177,13 +190,16 @@ class Learner:
         learn: bool = True,
         now: float | None = None,
     ) -> None:
+        self._learn = learn
         self.changes: list[Change] = []  # drained by whoever tells them
         self._ceilings: dict[Kind, Bucket] = {}
         self._told: dict[str, _Told] = {}
         self._guessed: dict[Kind, _Guessed] = {}
+        self._aside: dict[str, tuple[float, float]] = {}  # until when, and for how long, by name of limit
         self._holds: dict[Reason, _Hold] = {}
         self._held_until = -inf
-        self._cold: float | None = COLD_CALLS
+        self._cold: float | None = COLD_CALLS  # calls that may be unanswered; None: no longer bounded so
+        self._growth = 0.0  # answers that may each let one more out
         self._cold_pace = Bucket(COLD_RATE, COLD_CALLS, 0.0 if now is None else now)
         self._unanswered = 0
         self._answered = 0
@@ -191,7 +207,7 @@ class Learner:
         self._output = 0.0  # mean output tokens of late
         self._reserved = 0.0
         self._used = 0.0
-        self._last: float | None = now  # when a call was last let out, or a hold ended, or it began
+        self._last: float | None = now  # when a call was last let out, or it began
         self._seen = 0.0 if now is None else now
         self._jumped = 0.0
         self._ramp = Ramp(self._seen)
@@ -199,9 +215,11 @@ class Learner:
 
     def configure(self, *, requests_per_minute: float | None, tokens_per_minute: float | None, learn: bool) -> None:
         """Take other ceilings; the levels stay, and so does what was learned."""
-        self._learn = learn
         if not learn:
             self._cold = None
+        elif not self._learn and not self._told and not self._guessed:
+            self._cold = COLD_CALLS
+        self._learn = learn
         for kind, per_minute in ((Kind.REQUESTS, requests_per_minute), (Kind.TOKENS, tokens_per_minute)):
             if per_minute is None:
                 self._ceilings.pop(kind, None)
@@ -225,9 +243,8 @@ class Learner:
         if self._learn and (learned := self._learned_wait(size, now)) > seconds:
             if self._last is None:
                 self._last = now
-            overdue = max(self._last, min(self._held_until, now)) + SILENCE_MAX - now
-            seconds = max(seconds, min(learned, overdue))
-        return seconds
+            seconds = max(seconds, min(learned, self._last + SILENCE_MAX - now))
+        return max(seconds, EARLY) if seconds > 0.0 else 0.0  # so short a wait would never pass on a coarse clock
 
     def held(self, now: float) -> float:
         """Seconds for which refusals keep everybody back; 0.0: none."""
@@ -244,6 +261,8 @@ class Learner:
             bucket.take(self._ceiling_cost(kind, size), now)
         if self._cold is not None:
             self._cold_pace.take(1.0, now)
+            if self._unanswered >= self._cold / 2:  # it is used; what is not used proves nothing
+                self._growth = self._cold
         if self._learn:
             for told in self._told.values():
                 told.mirror.take(x, now)
@@ -264,17 +283,14 @@ class Learner:
         self._answered += 1
         for hold in self._holds.values():
             hold.next_seconds = 0.0
-        for told in self._told.values():
-            if reservation.overdue and told.mirror.level(now) < 0.0:
-                told.doubts += 1
-                if told.doubts >= DOUBTS:
-                    told.doubts, told.aside_until = 0, now + SET_ASIDE_SECONDS
+        if reservation.overdue:
+            self._doubt_headers(now)
         self._read(reservation, readings, now)
         if self._cold is not None:
-            if self._told and all(told.mirror.is_sure(reservation.mark.features) for told in self._told.values()):
+            if self._is_told_enough(reservation.mark.features):
                 self._cold = None
-            elif self._unanswered + 1 >= self._cold / 2:  # it is used; what is not used proves nothing
-                self._cold += 1.0
+            elif self._growth >= 1.0:
+                self._growth, self._cold = self._growth - 1.0, self._cold + 1.0
             self._cold_pace.change(max(COLD_RATE, COLD_SHARE * self._answered), COLD_CALLS, now)
 
     def refused(
@@ -318,9 +334,13 @@ class Learner:
             if not again:
                 self._ramp.slow_down(now)
             return
+        for told in explaining:
+            if reservation.mark.at >= told.heard_at:
+                told.surprises.append(now)
+            told.heard_at = now
         for told in self._told.values():
             told.mirror.refused(reservation.mark, remaining.get(told.name), seconds, told in explaining, now)
-        if explaining:
+        if any(not told.is_no_help(now) for told in explaining):
             return
         kind = Kind.TOKENS if reason is Reason.TOKENS else Kind.REQUESTS
         guessed = self._guessed.get(kind)
@@ -340,13 +360,14 @@ class Learner:
 
         Args:
             usage: as the upstream counted it; None: unknown, then the reservation stands, but for a refused attempt,
-                whose reservation is given back.
+                whose reservation is given back. Nothing used and nothing told: it was never sent.
         """
         if reservation.settled:
             return
         now = self._time(now)
         reservation.settled = True
-        self._tell(reservation)
+        if self._tell(reservation) and usage is not None and not usage.input and not usage.output:
+            self._take_back(reservation, now)
         if usage is not None:
             used = float(usage.input + usage.output)
             self._output += OUTPUT_WEIGHT * (usage.output - self._output)
@@ -376,7 +397,6 @@ class Learner:
                 told.changes,
             )
             for told in self._told.values()
-            if now >= told.aside_until
         ]
         limits += [
             Limit(
@@ -415,11 +435,10 @@ class Learner:
 
     def _learned_wait(self, size: Size, now: float) -> float:
         seconds = 0.0
-        if self._cold is not None:
+        if self._cold is not None and self._unanswered >= COLD_CALLS:
             seconds = ASK_AGAIN if self._unanswered >= self._cold else self._cold_pace.wait(1.0, now)
         for told in self._told.values():
-            if now >= told.aside_until:
-                seconds = max(seconds, told.mirror.wait(size.features, now))
+            seconds = max(seconds, told.mirror.wait(size.features, now))
         for guessed in self._guessed.values():
             seconds = max(seconds, guessed.silent.wait(size.features, now))
         if self._ramp.rate is not None:
@@ -434,21 +453,56 @@ class Learner:
         self._unanswered -= 1
         return True
 
+    def _take_back(self, reservation: Reservation, now: float) -> None:
+        """It was never sent, so nobody charged it."""
+        for told in self._told.values():
+            told.mirror.refused(reservation.mark, None, 0.0, False, now)
+        for kind, guessed in self._guessed.items():
+            guessed.silent.unsent(reservation.mark, reservation.slots.get(kind))
+
     def _read(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
         if not self._learn:
             return
         for reading in readings:
             told = self._told.get(reading.name)
             if told is None:
-                if reading.limit is not None:
-                    mirror = Mirror(reading, reservation.mark, self._journal, now)
-                    told = self._told[reading.name] = _Told(reading.name, reading.kind, mirror, now)
-                    self._note(told.name, 60 * mirror.rate, None, Source.HEADERS, "header", now)
+                if reading.limit is not None and now >= self._aside.get(reading.name, (now, 0.0))[0]:
+                    self._begin(reservation, reading, now)
                 continue
+            told.read_at = now
             before = 60 * told.mirror.rate
             if told.mirror.read(reading, reservation.mark, now, refused=reservation.refused):
                 told.since, told.changes = now, told.changes + 1
                 self._note(told.name, 60 * told.mirror.rate, before, Source.HEADERS, "header", now)
+        for told in [told for told in self._told.values() if now - told.read_at > STALE_SECONDS]:
+            self._forget(told)
+
+    def _begin(self, reservation: Reservation, reading: Reading, now: float) -> None:
+        if len(self._told) < LIMITS_MAX:
+            mirror = Mirror(reading, reservation.mark, self._journal, now)
+            self._told[reading.name] = _Told(reading.name, reading.kind, mirror, since=now, read_at=now)
+            self._note(reading.name, 60 * mirror.rate, None, Source.HEADERS, "header", now)
+
+    def _forget(self, told: _Told) -> None:
+        del self._told[told.name]
+        if not self._told and not self._guessed:
+            self._cold = COLD_CALLS
+
+    def _doubt_headers(self, now: float) -> None:
+        """A call that headers had no room for was answered: after some of these their limit is set aside."""
+        for told in list(self._told.values()):
+            told.doubts += told.mirror.level(now) < 0.0
+            if told.doubts >= DOUBTS:
+                _, seconds = self._aside.get(told.name, (0.0, SET_ASIDE_SECONDS / 2))
+                seconds = min(SET_ASIDE_MOST, 2 * seconds)
+                self._aside[told.name] = now + seconds, seconds
+                self._forget(told)
+
+    def _is_told_enough(self, x: Features) -> bool:
+        """Whether headers tell all that the cold start is to find out."""
+        told = self._told.values()
+        short = {each.kind for each in told if each.mirror.window <= SHORT}
+        return bool(told) and all(each.kind in short and each.mirror.is_sure(x) for each in told)
 
     def _explaining(
         self, reason: Reason, reservation: Reservation, remaining: Mapping[str, float | None], now: float
@@ -457,7 +511,7 @@ class Learner:
         short = [
             told
             for name, told in self._told.items()
-            if now >= told.aside_until and told.mirror.explains(reservation.mark, remaining.get(name), now)
+            if told.mirror.explains(reservation.mark, remaining.get(name), now)
         ]
         return [told for told in short if _concerns(reason, told.kind)] or short
 

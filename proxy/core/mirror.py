@@ -9,18 +9,20 @@ Rules
 -----
 1. The mirror believes in no level higher than one it has seen; a provider whose bucket is smaller than the limit it
    tells is found out before it is overrun.
-2. Calls overtake each other on the way, so an answer is as unsure as what was sent within `JITTER` of its call: those
+2. Where the level falls by more than our calls explain, others use the limit too: the mean of what they take is
+   learned, and how it scatters.
+3. Calls overtake each other on the way, so an answer is as unsure as what was sent within `JITTER` of its call: those
    before it may not have been charged yet, those after it already.
-3. It keeps a margin of `SIGMAS` for what it cannot know: the level at the reference, the charges of the calls since,
+4. It keeps a margin of `SIGMAS` for what it cannot know: the level at the reference, the charges of the calls since,
    the rounding of `remaining`. The margin grows with each refusal it did not foresee, and shrinks again.
-4. A full bucket of tokens is not drained in one instant, but spread a little: what a call is charged is known from the
+5. A full bucket of tokens is not drained in one instant, but spread a little: what a call is charged is known from the
    answers, and those to calls sent all at once tell nothing.
-5. After a refusal calls leave one by one, at the limit's pace, until it is clear that there is room.
+6. After a refusal calls leave one by one, at the limit's pace, until it is clear that there is room.
 """
 
 from __future__ import annotations
 
-from math import sqrt
+from math import inf, sqrt
 
 from proxy.core.bucket import EARLY, SLOWEST, Bucket
 from proxy.core.charge import Charge
@@ -30,6 +32,9 @@ from proxy.core.journal import JITTER, NOTHING, Features, Journal, Mark, less
 WINDOW = 60.0  # seconds; the window nearly every provider means, until the law of the header tells
 OVERTAKING = 0.3  # of what was sent within JITTER, as a standard deviation: uniform would be 1 / sqrt(12)
 DRIFT = 0.01  # units squared by which the variance of the level grows with each answer
+OTHERS_SECONDS = 20.0  # over which it is learned how much others take from the limit
+OTHERS_MOST = 0.95  # of the limit
+SCATTER_GAIN = 0.05  # of the newest excess of an error's square, in their mean
 SIGMAS = 4.0
 SURPRISE = 1.5  # factor of the margin after a refusal that was not foreseen
 SURPRISE_MAX = 20.0
@@ -39,6 +44,7 @@ SURE = 0.15  # of a call's charge, that the doubt about its weights may be
 SURE_AFTER = 8  # observations
 SPAN = 2.0  # times its doubt, that a difference between two answers must be to teach the charge
 PACE = 1.0  # of the limit, at which calls leave after a refusal
+PACE_GROWTH = 2.0  # times the rate of the last minute, if that is less: the limit may be told wrong
 PACED_SECONDS = 60.0
 SPREAD_SECONDS = 5.0  # over which a full bucket of tokens is drained at the quickest ...
 SPREAD_CALLS = 8.0  # ... but for so many calls at once
@@ -55,6 +61,7 @@ class Mirror:
 
     Attributes:
         limit, window: units, and the seconds in which they flow back.
+        rate: units per second.
         burst: the highest level seen.
     """
 
@@ -62,6 +69,7 @@ class Mirror:
         assert reading.limit is not None
         self.limit = reading.limit
         self.window = reading.window_seconds if reading.window_seconds in CONVENTIONAL else WINDOW
+        self.rate = max(self.limit / self.window, SLOWEST)
         self._charge = None if reading.kind is Kind.REQUESTS else Charge(of_output=reading.kind is Kind.OUTPUT_TOKENS)
         level = self.limit if reading.remaining is None else reading.remaining
         self.burst = max(level, 1.0)
@@ -71,6 +79,8 @@ class Mirror:
         # The reference: the level after `_ref_calls` calls, at `_ref_at`.
         self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = mark.at, level, mark.calls, mark.sums
         self._variance = self._doubt_of(mark)  # of that level
+        self._others = 0.0  # units per second that others take from the limit
+        self._scatter = 0.0  # units squared by which their taking scatters, per second
         self._ignored = 0  # answers to calls up to here are older than what is known from elsewhere
 
         self._margin: float | None = None  # None: to be reckoned anew
@@ -78,13 +88,10 @@ class Mirror:
         self._odd: tuple[float, float, float] | None = None  # another window told, at what was spent, and when
         self._observed: tuple[Mark, float] | None = None  # an answered call, and what was left after it
         self._pace: Bucket | None = None
+        self._pace_most = 0.0
+        self._heard_at = -inf  # when the last refusal was heard of
         self._paced_until = 0.0
         self._spread = Bucket(SLOWEST, 0.0, now)
-
-    @property
-    def rate(self) -> float:
-        """Units per second."""
-        return max(self.limit / self.window, SLOWEST)
 
     def cost(self, x: Features) -> float:
         """What a call will be charged."""
@@ -92,15 +99,19 @@ class Mirror:
 
     def level(self, now: float) -> float:
         """Units left at the provider, as far as it is known."""
-        return min(self.burst, self._ref_level + self.rate * (now - self._ref_at) - self._since()[1])
+        return min(self.burst, self._ref_level + self._flow * (now - self._ref_at) - self._since()[1])
+
+    @property
+    def _flow(self) -> float:
+        """Units per second that flow back for us."""
+        return self.rate - self._others
 
     def wait(self, x: Features, now: float) -> float:
         """Seconds until a call fits, with the margin beside it."""
         if self._margin is None:
-            self._margin = self._reckon_margin()
-        cost = self.cost(x)
-        lacking = min(cost + self._margin, self.burst) - self.level(now)
-        seconds = lacking / self.rate if lacking > 0.0 else 0.0
+            self._margin = self._reckon_margin(now)
+        lacking = min(self.cost(x) + self._margin, self.burst) - self.level(now)
+        seconds = lacking / self._flow if lacking > 0.0 else 0.0
         if self._charge is not None:
             seconds = max(seconds, self._spread.wait(0.0, now))
         if self._pace is not None:
@@ -117,7 +128,7 @@ class Mirror:
 
     def take(self, x: Features, now: float) -> None:
         """A call leaves; before it is written into the journal."""
-        if self._ref_level + self.rate * (now - self._ref_at) - self._since()[1] > self.burst:
+        if self._ref_level + self._flow * (now - self._ref_at) - self._since()[1] > self.burst:
             self._refer(self.burst, now)  # it was full; what would have flowed in is lost
         self._margin = None
         cost = self.cost(x)
@@ -138,9 +149,11 @@ class Mirror:
         if changed:
             level = self.level(now)
             self.limit, self.window, self.burst = limit, window, max(1.0, min(self.burst, limit))
+            self.rate = max(limit / window, SLOWEST)
+            self._others = min(self._others, OTHERS_MOST * self.rate)
             self._refer(min(level, limit), now, keep=True)
             if self._pace is not None:
-                self._pace.change(PACE * self.rate, 0.0, now)
+                self._pace.change(min(PACE * self.rate, self._pace_most), 0.0, now)
         if remaining is None or refused:
             return changed
         self.burst = max(self.burst, min(limit, remaining + self.cost(mark.features)))
@@ -155,7 +168,7 @@ class Mirror:
         cost = self.cost(mark.features)
         if remaining is not None:
             return remaining < 1.5 * cost + self._grain
-        return self.level(now) < cost + self._reckon_margin() + 0.05 * self.limit
+        return self.level(now) < cost + self._reckon_margin(now) + 0.05 * self.limit
 
     def refused(self, mark: Mark, remaining: float | None, hold: float, ours: bool, now: float) -> None:
         """A call was refused, so it was not charged.
@@ -166,11 +179,17 @@ class Mirror:
         """
         self._observed = None
         if ours:
+            self._refer(min(self.level(now), 0.0 if remaining is None else remaining), now)
+            self._paced_until = max(self._paced_until, now + hold + PACED_SECONDS)
+            if mark.at < self._heard_at:
+                return  # it was on its way when the last one was heard of: the same refusal once more
+            self._heard_at = now
             if self._pace is None:
                 self._surprise = min(SURPRISE_MAX, self._surprise * SURPRISE)
-            self._refer(min(self.level(now), 0.0 if remaining is None else remaining), now)
-            self._pace = Bucket(self.rate * PACE, 0.0, now)
-            self._paced_until = now + hold + PACED_SECONDS
+            calls, sums = self._journal.before(now - WINDOW)
+            lately = self._of(self._journal.calls - calls, less(self._journal.sums, sums))[1] / WINDOW
+            self._pace_most = max(PACE_GROWTH * lately, self.cost(mark.features))
+            self._pace = Bucket(min(PACE * self.rate, self._pace_most), 0.0, now)
         elif mark.calls > self._ref_calls:
             cost = self.cost(mark.features)
             self._refer(min(self.burst, self.level(now) + cost), now, keep=True)
@@ -187,6 +206,8 @@ class Mirror:
 
     def _since(self) -> tuple[float, float]:
         """(doubt, charge) of the calls since the reference, in units."""
+        if self._charge is None:
+            return 0.0, float(self._journal.calls - self._ref_calls)
         return self._of(self._journal.calls - self._ref_calls, less(self._journal.sums, self._ref_sums))
 
     def _of(self, calls: int, sums: Features) -> tuple[float, float]:
@@ -206,32 +227,42 @@ class Mirror:
         """The variance of what an answer tells of the level."""
         return (OVERTAKING * self._around(mark)) ** 2 + self._grain**2
 
-    def _reckon_margin(self) -> float:
-        doubt = SIGMAS * sqrt(self._variance + self._since()[0] ** 2) + self._grain + 2 * JITTER * self.rate
+    def _reckon_margin(self, now: float) -> float:
+        variance = self._variance + self._since()[0] ** 2 + self._scatter * (now - self._ref_at)
+        doubt = SIGMAS * sqrt(variance) + self._grain + 2 * JITTER * self.rate
         return min(doubt * self._surprise, MARGIN_MAX * self.burst)
 
     def _believe(self, mark: Mark, remaining: float) -> None:
-        """Correct the reference, or move it to a newer call. Source: Kalman, "A New Approach to Linear Filtering",
-        1960; the state is the level after the call of the reference."""
+        """Correct the reference, or move it to a newer call; learn what others take.
+
+        Source: Kalman, "A New Approach to Linear Filtering", 1960; the state is the level after the reference's call.
+        """
         calls = mark.calls - self._ref_calls
         between, charge = self._of(calls, less(mark.sums, self._ref_sums))
-        expected = self._ref_level + self.rate * (mark.at - self._ref_at) - charge
+        seconds = mark.at - self._ref_at
+        expected = self._ref_level + self._flow * seconds - charge
         error = remaining - expected
         prior, doubt = self._variance + DRIFT, self._doubt_of(mark)
         if calls > 0:
-            prior += between**2
+            prior += between**2 + self._scatter * max(seconds, 0.0)
         else:
-            doubt += between**2
+            doubt += between**2 + self._scatter * max(-seconds, 0.0)
+        excess = error**2 - prior - doubt
+        if calls > 0 and seconds > 0.0:
+            per_second = excess / max(seconds, 1.0 / self.rate)
+            self._scatter = max(0.0, self._scatter + SCATTER_GAIN * min(per_second, 1.0 + 3.0 * self._scatter))
         if error**2 > SIGMAS**2 * (prior + doubt):  # others use the limit too, or it is another one now
             prior += error**2 / SIGMAS
         gain = prior / (prior + doubt)
+        correction = gain * error
         self._variance = (1.0 - gain) * prior
         self._margin = None
         if calls > 0:
+            self._others = min(max(0.0, self._others - correction / OTHERS_SECONDS), OTHERS_MOST * self.rate)
             self._ref_at, self._ref_calls, self._ref_sums = mark.at, mark.calls, mark.sums
-            self._ref_level = expected + gain * error
+            self._ref_level = expected + correction
         else:
-            self._ref_level += gain * error
+            self._ref_level += correction
 
     def _learn_charge(self, mark: Mark, remaining: float) -> None:
         """Between two answers `remaining` fell by what was charged, less the refill."""
@@ -256,14 +287,16 @@ class Mirror:
         self._margin = None
 
     def _believe_window(self, told: float | None, spent: float, now: float) -> float:
-        """Another window than the one believed in counts when two answers agree on it, told of different levels or
-        at different times: rounding and fixed windows can fake one."""
+        """Another window than the one believed in counts when two answers agree on it that tell of different levels,
+        or, if it is a conventional one, at different times: rounding, fixed windows and lies can fake one."""
         if told is None or abs(told - self.window) <= 0.05 * self.window:
             self._odd = None
             return self.window
         if self._odd is None or abs(told - self._odd[0]) > 0.05 * told:
             self._odd = told, spent, now
-        elif max(spent, self._odd[1]) > 1.3 * min(spent, self._odd[1]) or now - self._odd[2] > 2.0:
+            return self.window
+        _, before, since = self._odd
+        if max(spent, before) > 1.3 * min(spent, before) or (told in CONVENTIONAL and now - since > 2.0):
             self._odd = None
             return told
         return self.window

@@ -52,6 +52,12 @@ class Silent:
         self.two_point.take(cost, now)
         return self.window.take(cost, now) if self.window is not None else None
 
+    def unsent(self, mark: Mark, slot: Slot | None) -> None:
+        """A call was never sent after all."""
+        self.two_point.unsent(mark)
+        if self.window is not None and slot is not None:
+            self.window.unsent(slot)
+
     def refused(self, mark: Mark, slot: Slot | None, hold: float, told: bool, now: float) -> bool:
         """A call was refused and the next fits after `hold` seconds; `told`: by the provider's own word. True: the
         limit is believed to be another one."""

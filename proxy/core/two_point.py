@@ -95,6 +95,11 @@ class TwoPoint:
             self._burst.change(self.rate, self.rate * self._idle_burst, now)
             self._burst.take(cost, now)
 
+    def unsent(self, mark: Mark) -> None:
+        """A call was never sent after all."""
+        if mark.calls >= self._anchor_calls:
+            self._anchor_total += self.cost(mark.features)
+
     def refused(self, mark: Mark, hold: float, now: float) -> bool:
         """A call was refused and the next fits after `hold` seconds. True: the limit was measured anew."""
         if mark.calls < self._anchor_calls:
@@ -112,7 +117,7 @@ class TwoPoint:
         self._pace = Bucket(self.rate, 0.0, now)
         self._pace.take(self.rate * hold, now)
         self._calm_until = now + hold + CALM_SECONDS
-        self._burst.set_level(0.0, now)
+        self._burst.set_level(-self.rate * hold, now)
         return anew
 
     def _measure(self, mark: Mark, admitted: float) -> None:
@@ -122,6 +127,10 @@ class TwoPoint:
         long = number >= LONG_CYCLE * self._cycle
         climb, self._climb = self._climb, None
         if self.rate is None:
+            before = self.units(*self._journal.before(mark.at - PRIOR_SECONDS))
+            lately = self.units(mark.calls, mark.sums) - before
+            if seconds > PRIOR_SECONDS:
+                seconds, admitted = PRIOR_SECONDS, min(admitted, lately)
             self.rate = max(admitted, cost) / (seconds + PRIOR_SECONDS)
             self._climb = mark.at, admitted
             return

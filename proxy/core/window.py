@@ -95,6 +95,11 @@ class Window:
             self._next = now + max(0.0, rest * cost / (left + cost))
         return Slot(self._number, cost)
 
+    def unsent(self, slot: Slot) -> None:
+        """A call was never sent after all."""
+        if slot.number == self._number:
+            self.used -= slot.cost
+
     def refused(self, slot: Slot, hold: float | None, now: float) -> bool:
         """A call was refused; `hold`: seconds until the window ends, as the provider said. True: the quota was
         learned anew."""

@@ -37,7 +37,7 @@ requests = st.fixed_dictionaries(
 
 
 @given(requests, st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_request_is_read_by_the_few_fields_that_decide(fields, is_ascii):
     raw = json.dumps(fields, ensure_ascii=is_ascii, indent=None if is_ascii else 1).encode()
     said = asked.read(raw)
@@ -71,7 +71,7 @@ def test_an_absurd_bound_is_the_nearest_one_that_can_be_reckoned_with(bound, mea
 
 
 @given(requests, st.text(min_size=1), st.booleans())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_only_the_model_and_the_wish_for_usage_are_changed(fields, model, ask_usage):
     said = asked.read(json.dumps(fields, ensure_ascii=False).encode())
     wanted = fields | {"model": model}
@@ -157,7 +157,7 @@ HOSTILE = {
     "a byte order mark": b'\xef\xbb\xbf{"model":"m"}',
     "an array 200,000 deep": b'{"model":"m","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
     "an object 200,000 deep": b'{"model":"m","x":' + b'{"":' * 200_000 + b"1" + b"}" * 200_000 + b"}",
-    "depth in stream_options": b'{"model":"m","stream_options":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}",
+    "depth in stream_options": b'{"model":"m","stream_options":{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}}",
     "depth that is never closed": b'{"model":' + b"[" * 200_000,
     "a key that is not UTF-8": b'{"model":"m","\xff":1}',
     "a model that is not UTF-8": b'{"model":"\xff"}',
@@ -220,7 +220,7 @@ fragments = st.sampled_from(
     | st.lists(fragments, max_size=12).map(b"".join)
     | values.map(lambda v: json.dumps(v).encode())
 )
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_bytes_are_read_or_refused(raw):
     try:
         said = asked.read(raw)

@@ -129,7 +129,7 @@ class Histories(RuleBasedStateMachine):
                 self.lane(ticket).append(ticket)
         if ticket.state is State.REFUSED:
             assert ticket.waited_for
-            assert not self.has_room(ticket, besides=self.reserved(ticket))
+            assert self.lane(ticket) or not self.has_room(ticket, besides=self.reserved(ticket))
             if ticket.refusal is Refusal.LATE:  # rule 9
                 assert patience < ticket.expected_wait < math.inf
             else:
@@ -249,6 +249,8 @@ class Histories(RuleBasedStateMachine):
             return pool.rates is None and (pool.concurrency is None or pool.in_use - (pool in taken) < pool.concurrency)
 
         for other in self.heads():
+            if self.lane(other) is self.lane(ticket):
+                continue  # where not the time counts, but who stands first
             if self.stands_before(other, ticket) and (other.inside or had_room(process)):
                 assert not any(all(map(had_room, target.pools)) for target in other.targets)
 
@@ -326,7 +328,8 @@ class Histories(RuleBasedStateMachine):
         """Rule 6: what others wait for who have waited long."""
         return {
             pool
-            for other in self.heads()
+            for lane in self.lanes.values()
+            for other in {*lane[:1], *lane[-1:]}
             if other is not ticket and self.now - other.since >= RESERVE_SECONDS
             for target in other.targets
             for pool in target.pools

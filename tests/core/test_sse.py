@@ -253,7 +253,7 @@ def test_a_chunk_of_whole_events_goes_on_as_it_is(dialect):
 
 
 @given(st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"\r", b"\n\n", b"\r\n\r\n", b"data: ", b"data: {}"])))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_no_bytes_are_lost_or_refused(chunks):
     """Rule 1, for bytes that are no events at all."""
     assert read(*chunks)[0] == b"".join(chunks)
@@ -275,7 +275,7 @@ anything = st.recursive(
 
 
 @given(st.lists(anything, max_size=6), cuts, st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_no_json_upsets_it(said, at, hide_usage):
     body = b"".join(written(data(*map(json.dumps, said))))
     out, known, _ = read(*cut(body, at), hide_usage=hide_usage)
