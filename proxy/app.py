@@ -239,6 +239,7 @@ class Gateway:
 
     def _observe(self) -> None:
         """Note all levels on the loop's own thread; the scrape renders them in another."""
+        self.telemetry.settle()
         connections = (ConnectionLevel(*level) for level in self._transport.levels())
         self._levels = Levels(tuple(self._gates()), tuple(connections), tuple(self._accounts()))
 

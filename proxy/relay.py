@@ -178,11 +178,12 @@ class Relay:
         target = admission.target
         upstream = target.upstream
         model = target.model or call.asked.model
-        record.upstream = upstream.name
         breaker = self._breakers.setdefault(upstream.name, Breaker())
         if not breaker.admits(self._now(), self._draw()):
+            record.upstream = record.upstream or upstream.name
             admission.settle(UNUSED)
             return Setback(outcome.SHUT, retry_after=breaker.shut_for(self._now()) or None)
+        record.upstream = upstream.name
         url = upstream.base_url + call.path
         with self._telemetry.attempt(record, upstream.name, model, upstream.host, upstream.port, url) as attempt:
             try:

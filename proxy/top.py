@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import math
+import os
 import select
 import sys
 import termios
@@ -20,7 +21,7 @@ import time
 import tty
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -35,7 +36,8 @@ from rich.text import Text
 
 SILENCE_SECONDS = 10.0  # without a line, after which the connection is dead; a snapshot comes every second
 STALE_SECONDS = 3.0
-LOOK_SECONDS = 0.2  # between two looks at the keyboard
+LOOK_SECONDS = 0.2  # between two looks at what there is to draw; a key is seen at once
+KEYS_READ = 64  # bytes at a time
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the next try to connect
 CALLS_PRINTED = 20
 HEAD_LINES = 2  # of a table
@@ -161,33 +163,39 @@ class _Follower:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Any]:
-    """A function that waits a moment for a key and returns it, or "". The terminal is as before afterwards."""
+def _keys() -> Iterator[Callable[[], bytes]]:
+    """A function that waits a moment for keys and returns what they wrote. The terminal is as before afterwards."""
     if not sys.stdin.isatty():
         never = threading.Event()
-        yield lambda: "q" if never.wait(LOOK_SECONDS) else ""
+        yield lambda: b"q" if never.wait(LOOK_SECONDS) else b""
         return
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
+
+    def pressed() -> bytes:
+        ready, _, _ = select.select([descriptor], [], [], LOOK_SECONDS)
+        return os.read(descriptor, KEYS_READ) if ready else b""  # not sys.stdin, which keeps what `select` cannot see
+
     try:
-        yield lambda: sys.stdin.read(1) if select.select([descriptor], [], [], LOOK_SECONDS)[0] else ""
+        yield pressed
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def _draw_until_quit(console: Console, follower: _Follower, pressed: Any) -> None:
-    drawn: tuple[float, int] | None = None
+def _draw_until_quit(console: Console, follower: _Follower, pressed: Callable[[], bytes]) -> None:
+    drawn: tuple[float, str] | None = None
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
-        while pressed() not in ("q", "Q"):
+        while b"q" not in pressed().lower():
             if follower.newest is None:
                 continue
             said, came = follower.newest
             age = time.monotonic() - came
-            now = came, int(age) if age > STALE_SECONDS else 0
-            if now != drawn:
-                drawn = now
-                stale = f"{follower.problem or 'no figures'}, these are {age:.0f} s old" if now[1] else ""
+            stale = ""
+            if follower.problem or age > STALE_SECONDS:
+                stale = f"{follower.problem or 'no figures'}, these are {age:.0f} s old"
+            if (came, stale) != drawn:
+                drawn = came, stale
                 live.update(screen(said, console, height=console.height, stale=stale), refresh=True)
 
 

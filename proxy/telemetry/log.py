@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -22,10 +23,10 @@ TEXT_MAX = 128  # characters of a word from outside
 _WARNING = frozenset({Outcome.THROTTLED, Outcome.OVERLOADED, Outcome.FAILED, Outcome.TRUNCATED})
 
 
-class Line(msgspec.Struct, omit_defaults=True):
+class Line(msgspec.Struct, omit_defaults=True, gc=False):
     """The allow-list. Times are milliseconds."""
 
-    ts: datetime
+    ts: str
     level: str
     event: str
     request_id: str
@@ -45,10 +46,12 @@ class Line(msgspec.Struct, omit_defaults=True):
     overhead_ms: float
     bytes_in: int
     bytes_out: int
-    error_type: str = ""
-    error_source: str = ""
     provider: str = ""
     key: str = ""  # the key's alias
+    finish_reason: str = ""
+    error_type: str = ""
+    error_source: str = ""
+    upstream_request_id: str = ""
     retry_reasons: tuple[str, ...] = ()
     ttft_ms: float | None = None
     tokens_in: int | None = None
@@ -56,14 +59,12 @@ class Line(msgspec.Struct, omit_defaults=True):
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
     cost_usd: float | None = None
-    finish_reason: str = ""
-    upstream_request_id: str = ""
 
 
 class SlowLine(msgspec.Struct, omit_defaults=True):
     """What is told of a call that has not ended. Times are milliseconds, until now."""
 
-    ts: datetime
+    ts: str
     level: str
     event: str
     request_id: str
@@ -92,32 +93,33 @@ _encode = msgspec.json.Encoder().encode
 
 def line_of(record: Record) -> bytes:
     """The call as one line, with its line feed; the time is that of the call's end."""
-    line = Line(
-        ts=datetime.fromtimestamp(record.began + record.seconds, UTC),
-        level="warning" if record.outcome in _WARNING else "info",
-        event="request",
-        request_id=text(record.request_id),
-        trace_id=f"{record.trace_id:032x}",
-        span_id=f"{record.span_id:016x}",
-        method=text(record.method),
-        route=record.route,
-        status=record.status,
-        outcome=record.outcome._value_,
-        model=record.model,
-        stream=record.stream,
-        attempts=len(record.attempts),
-        queue_ms=_ms(record.queue_seconds),
-        backoff_ms=_ms(record.backoff_seconds),
-        upstream_ms=_ms(record.upstream_seconds),
-        duration_ms=_ms(record.seconds),
-        overhead_ms=_ms(record.overhead_seconds),
-        bytes_in=record.bytes_in,
-        bytes_out=record.bytes_out,
-        error_type=record.error_type,
-        error_source=record.error_source,
-        provider=record.upstream,
-        key=record.caller,
-        finish_reason=text(record.finish_reason),
+    seconds = record.ended - record.arrived
+    line = Line(  # in the order of its fields: by name it takes twice as long
+        _stamp(record.began + seconds),
+        "warning" if record.outcome in _WARNING else "info",
+        "request",
+        text(record.request_id),
+        f"{record.trace_id:032x}",
+        f"{record.span_id:016x}",
+        text(record.method),
+        record.route,
+        record.status,
+        record.outcome._value_,
+        record.model,
+        record.stream,
+        len(record.attempts),
+        _ms(record.queue_seconds),
+        _ms(record.backoff_seconds),
+        _ms(record.upstream_seconds),
+        _ms(seconds),
+        _ms(record.overhead_seconds),
+        record.bytes_in,
+        record.bytes_out,
+        record.upstream,
+        record.caller,
+        text(record.finish_reason),
+        record.error_type,
+        record.error_source,
     )
     if record.attempts:
         line.upstream_request_id = text(record.attempts[-1].request_id)
@@ -139,7 +141,7 @@ def slow_line_of(record: Record, now: float) -> bytes:
     """The call as it stands at `now`, on the record's clock, as one line with its line feed."""
     seconds = now - record.arrived
     line = SlowLine(
-        ts=datetime.fromtimestamp(record.began + seconds, UTC),
+        ts=_stamp(record.began + seconds),
         level="warning",
         event="slow_request",
         request_id=text(record.request_id),
@@ -179,4 +181,15 @@ def text(said: str) -> str:
 
 
 def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
+    return round(seconds * 1e3, 3) if seconds else 0.0
+
+
+def _stamp(time: float) -> str:
+    """Seconds since the epoch in RFC 3339, to the microsecond."""
+    whole, rest = divmod(round(time * 1e6), 1_000_000)
+    return f"{_second(whole)}.{rest:06d}Z"
+
+
+@lru_cache(maxsize=4)  # nearly all lines are of this second or the last
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")

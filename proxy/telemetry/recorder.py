@@ -2,7 +2,8 @@
 
     record -> Recorder.finish -> children (one number, or one row of numbers, per label tuple) -> exposition
 
-1. A family's children stand in a dict keyed by their label values. A hit costs a lookup and an addition.
+1. A family's children stand in a dict keyed by their label values. A hit costs a lookup and an addition; children that
+   are always written together are found by one lookup (`Bundles`).
 2. Only a miss looks at the bounds: a value outside them is replaced by `other`, and the child of *that* tuple is
    counted. What is not within the bounds is never stored, so no request can make a series.
 3. One thread writes, the event loop's; drops are counted under a lock. Any thread may read: a family is copied in steps
@@ -69,6 +70,10 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def observe_each(self, value: float, times: int) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
     def exemplify(self, exemplar: Exemplar) -> None:
         self.exemplars[bisect_left(self.bounds, exemplar.value)] = exemplar
 
@@ -99,6 +104,10 @@ class Children(dict[Key, Child], Generic[Child]):
             for key in product(*values):
                 self.setdefault(key, self._born())
 
+    def is_within(self, key: Key) -> bool:
+        """Whether these label values stand for themselves."""
+        return key == self._clamped(key)
+
     def _clamped(self, key: Key) -> Key:
         return tuple(value if value in allowed else OTHER for value, allowed in zip(key, self._allowed, strict=True))
 
@@ -111,6 +120,71 @@ class Children(dict[Key, Child], Generic[Child]):
 
     def snapshot(self) -> Iterator[tuple[Key, Child]]:
         return iter(self.copy().items())
+
+
+Bundle = TypeVar("Bundle")
+
+
+class Bundles(dict[Key, Bundle], Generic[Bundle]):
+    """Children that are always written together, by the label values that they have in common.
+
+    What is outside the bounds is gathered anew each time, and so counted as overflow each time.
+
+    Args:
+        gather: finds the children for a key's values.
+        is_within: whether a key may be kept.
+    """
+
+    def __init__(self, gather: Callable[..., Bundle], is_within: Callable[[Key], bool]) -> None:
+        super().__init__()
+        self._gather: Callable[..., Bundle] = gather
+        self._is_within = is_within
+
+    def __missing__(self, key: Key) -> Bundle:
+        bundle = self._gather(*key)
+        if self._is_within(key):
+            self[key] = bundle
+        return bundle
+
+
+@dataclass(slots=True)
+class _Call:
+    requests: Count
+    duration: Histogram
+    bytes_in: Count
+    bytes_out: Count
+    attempts: Histogram
+
+
+@dataclass(slots=True)
+class _Door:
+    admissions: Count
+    wait: Histogram
+
+
+@dataclass(slots=True)
+class _Try:
+    attempts: Count
+    duration: Histogram
+
+
+@dataclass(slots=True)
+class _Use:
+    input: Count
+    output: Count
+    cached: Count
+    cache_write: Count
+    reasoning: Count
+    inputs: Histogram
+    outputs: Histogram
+
+
+@dataclass(slots=True)
+class _Caller:
+    requests: Count
+    input: Count
+    output: Count
+    cost: Count
 
 
 class Recorder:
@@ -126,43 +200,35 @@ class Recorder:
                 born = partial(Histogram, family.buckets)
                 self.histograms[family.name] = Children(family, born, self._overflowed)
         counters, histograms = self.counters, self.histograms
-        self._requests = counters["requests"]
         self._errors = counters["request_errors"]
         self._duration = histograms["request_duration_seconds"]
         self._disconnects = counters["client_disconnects"]
         self._aborts = counters["stream_aborts"]
-        self._bytes = counters["request_bytes"]
         self._wait = histograms["gate_queue_wait_seconds"]
         self._admissions = counters["gate_admissions"]
-        self._attempts = counters["upstream_attempts"]
-        self._attempt_duration = histograms["upstream_attempt_duration_seconds"]
         self._retries = counters["upstream_retries"]
         self._retries_exhausted = counters["upstream_retries_exhausted"]
         self._fallbacks = counters["fallbacks"]
         self._cooldowns = counters["cooldowns"]
-        self._request_attempts = histograms["request_attempts"]
         self._rate_limited = counters["rate_limited"]
         self._backoff = histograms["backoff_seconds"]
         self._first_token = histograms["time_to_first_token_seconds"]
         self._upstream_first_token = histograms["upstream_time_to_first_token_seconds"]
         self._token_pace = histograms["time_per_output_token_seconds"]
         self._gap = histograms["stream_max_gap_seconds"]
-        self._tokens = counters["tokens"]
-        self._cached = counters["input_tokens_cached"]
-        self._cache_write = counters["input_tokens_cache_write"]
-        self._reasoning = counters["output_tokens_reasoning"]
-        self._tokens_of_request = histograms["tokens_per_request"]
         self._usage_missing = counters["usage_missing"]
         self._cost = counters["cost_usd"]
         self._unpriced = counters["unpriced_requests"]
-        self._key_requests = counters["key_requests"]
-        self._key_tokens = counters["key_tokens"]
-        self._key_cost = counters["key_cost_usd"]
         self._key_rate_limited = counters["key_rate_limited"]
         self._reloads = counters["config_reloads"]
         self._dropped = counters["telemetry_dropped"]
         self._overflow = counters["label_overflow"]
         self._dropping = Lock()
+        self._calls = Bundles(self._gather_call, counters["requests"].is_within)
+        self._doors = Bundles(self._gather_door, counters["gate_admissions"].is_within)
+        self._tries = Bundles(self._gather_try, lambda key: counters["upstream_attempts"].is_within(key[:3]))
+        self._uses = Bundles(self._gather_use, counters["input_tokens_cached"].is_within)
+        self._callers = Bundles(self._gather_caller, counters["key_requests"].is_within)
         self.names: dict[str, frozenset[str]] = {}  # the bounds in force, for levels read at the scrape
         self.answered: dict[Key, float] = {}  # when (upstream, model) last answered
         self.relabel(labels)
@@ -182,6 +248,8 @@ class Recorder:
             counter.bound(bounds)
         for histogram in self.histograms.values():
             histogram.bound(bounds)
+        for bundles in (self._calls, self._doors, self._tries, self._uses, self._callers):
+            bundles.clear()
         models, upstreams = self.names[catalogue.MODELS.field], self.names[catalogue.UPSTREAMS.field]
         self.answered = {pair: at for pair, at in self.answered.items() if pair[0] in upstreams and pair[1] in models}
         self._counts_keys = bool(labels.callers)
@@ -194,16 +262,18 @@ class Recorder:
         # `_value_` is what `value` reads through a descriptor, at a quarter of its price on Python 3.11.
         outcome = record.outcome._value_
         code = CODE_OF.get(record.status, "5xx_other")
-        self._requests[operation, model, stream, code, outcome].value += 1
-        self._duration[model, stream, outcome].observe(record.ended - record.arrived)
+        call = self._calls[operation, model, stream, code, outcome]
+        call.requests.value += 1
+        call.duration.observe(record.ended - record.arrived)
+        call.bytes_in.value += record.bytes_in
+        call.bytes_out.value += record.bytes_out
         self._overhead[stream].observe(record.overhead_seconds)
-        self._bytes[operation, "in"].value += record.bytes_in
-        self._bytes[operation, "out"].value += record.bytes_out
         if record.admitted:
             self._admitted(record)
         if record.pauses:
             self._paused(record)
         if record.attempts:
+            call.attempts.observe(len(record.attempts))
             self._attempted(record)
         if record.stream and record.first_byte is not None:
             self._streamed(record)
@@ -234,21 +304,21 @@ class Recorder:
 
     def _keyed(self, record: Record) -> None:
         key = record.caller or NONE
-        self._key_requests[key, record.outcome._value_].value += 1
+        caller = self._callers[key, record.outcome._value_]
+        caller.requests.value += 1
         if record.status == 429:
             self._key_rate_limited[key,].value += 1
         if (usage := record.usage) is not None:
-            self._key_tokens[key, "input"].value += usage.input
-            self._key_tokens[key, "output"].value += usage.output
+            caller.input.value += usage.input
+            caller.output.value += usage.output
         if record.cost is not None:
-            self._key_cost[key,].value += record.cost
+            caller.cost.value += record.cost
 
     def _admitted(self, record: Record) -> None:
-        gate = record.gate or PROCESS_GATE
-        priority = record.priority
-        self._admissions[gate, priority, record.admitted].value += 1
+        door = self._doors[record.gate or PROCESS_GATE, record.priority, record.admitted]
+        door.admissions.value += 1
         if record.admitted == "immediate":
-            self._wait[gate, priority, "admitted"].observe(0.0)
+            door.wait.observe(0.0)
 
     def _paused(self, record: Record) -> None:
         priority = record.priority
@@ -265,10 +335,9 @@ class Recorder:
         for attempt in record.attempts:
             upstream = attempt.upstream
             meaning = attempt.meaning
-            self._attempts[upstream, model, result_of(attempt)].value += 1
-            self._attempt_duration[upstream, model, meaning.outcome._value_].observe(
-                (record.ended if attempt.ended is None else attempt.ended) - attempt.started
-            )
+            tried = self._tries[upstream, model, result_of(attempt), meaning.outcome._value_]
+            tried.attempts.value += 1
+            tried.duration.observe((record.ended if attempt.ended is None else attempt.ended) - attempt.started)
             if attempt.status == 429 or meaning.outcome is Outcome.THROTTLED:
                 self._rate_limited[
                     "upstream", upstream, model, _SCOPES.get(meaning.reason._value_, "unknown")
@@ -282,19 +351,19 @@ class Recorder:
                     self._fallbacks[before.upstream, upstream, reason].value += 1
             before = attempt
         assert before is not None
-        self._request_attempts[model,].observe(len(record.attempts))
         usage = record.usage
         pair = record.upstream or before.upstream, model
         if before.status is not None:
             self.answered[pair] = record.ended
         if usage is not None:
-            self._tokens[*pair, "input"].value += usage.input
-            self._tokens[*pair, "output"].value += usage.output
-            self._cached[pair].value += usage.cached
-            self._cache_write[pair].value += usage.cache_write
-            self._reasoning[pair].value += usage.reasoning
-            self._tokens_of_request[model, "input"].observe(usage.input)
-            self._tokens_of_request[model, "output"].observe(usage.output)
+            use = self._uses[pair]
+            use.input.value += usage.input
+            use.output.value += usage.output
+            use.cached.value += usage.cached
+            use.cache_write.value += usage.cache_write
+            use.reasoning.value += usage.reasoning
+            use.inputs.observe(usage.input)
+            use.outputs.observe(usage.output)
             if record.cost is not None:
                 self._cost[pair].value += record.cost
             else:
@@ -333,6 +402,50 @@ class Recorder:
                 "gateway", record.upstream or NONE, record.model, _OWN_SCOPES.get(record.error_type, "unknown")
             ].value += 1
 
+    # ── children found together ──
+
+    def _gather_call(self, operation: str, model: str, stream: str, code: str, outcome: str) -> _Call:
+        counters, histograms = self.counters, self.histograms
+        return _Call(
+            counters["requests"][operation, model, stream, code, outcome],
+            histograms["request_duration_seconds"][model, stream, outcome],
+            counters["request_bytes"][operation, "in"],
+            counters["request_bytes"][operation, "out"],
+            histograms["request_attempts"][model,],
+        )
+
+    def _gather_door(self, gate: str, priority: str, result: str) -> _Door:
+        return _Door(self._admissions[gate, priority, result], self._wait[gate, priority, "admitted"])
+
+    def _gather_try(self, upstream: str, model: str, result: str, outcome: str) -> _Try:
+        return _Try(
+            self.counters["upstream_attempts"][upstream, model, result],
+            self.histograms["upstream_attempt_duration_seconds"][upstream, model, outcome],
+        )
+
+    def _gather_use(self, upstream: str, model: str) -> _Use:
+        counters, tokens = self.counters, self.histograms["tokens_per_request"]
+        return _Use(
+            counters["tokens"][upstream, model, "input"],
+            counters["tokens"][upstream, model, "output"],
+            counters["input_tokens_cached"][upstream, model],
+            counters["input_tokens_cache_write"][upstream, model],
+            counters["output_tokens_reasoning"][upstream, model],
+            tokens[model, "input"],
+            tokens[model, "output"],
+        )
+
+    def _gather_caller(self, key: str, outcome: str) -> _Caller:
+        counters = self.counters
+        return _Caller(
+            counters["key_requests"][key, outcome],
+            counters["key_tokens"][key, "input"],
+            counters["key_tokens"][key, "output"],
+            counters["key_cost_usd"][key,],
+        )
+
+    # ── what is told apart from the calls ──
+
     def exemplify(self, record: Record) -> None:
         """Leave the call's trace as an example of its durations; only for a trace that is kept."""
         trace_id = f"{record.trace_id:032x}"
@@ -343,9 +456,9 @@ class Recorder:
             first = record.first_token - record.arrived
             self._first_token[record.upstream, record.model].exemplify(Exemplar(trace_id, first, ended))
 
-    def staged(self, stage: str, seconds: float) -> None:
-        """A stage that is measured apart from its call."""
-        self._stages[stage].observe(seconds)
+    def staged(self, stage: str, seconds: float, times: int) -> None:
+        """A stage that is measured apart from its calls, of which there were so many."""
+        self._stages[stage].observe_each(seconds, times)
 
     def lagged(self, seconds: float) -> None:
         """The event loop woke a sleeper so much too late."""

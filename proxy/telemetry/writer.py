@@ -35,17 +35,16 @@ class Writer:
         self._closed = False
         Thread(target=self._run, name="log-writer", daemon=True).start()
 
-    def take(self, line: bytes) -> None:
-        """Write `line`, which ends in its line feed, some time soon; or drop it."""
+    def take(self, *lines: bytes) -> None:
+        """Write `lines`, each of which ends in its line feed, some time soon; or drop what there is no room for."""
         with self._changed:
-            if self._closed:
-                self._dropped("shutdown", 1)
-            elif len(self._lines) >= self._lines_max:
-                self._dropped("queue_full", 1)
-            else:
-                self._lines.append(line)
-                if len(self._lines) == 1:
+            room = 0 if self._closed else self._lines_max - len(self._lines)
+            if len(lines) > room:
+                self._dropped("shutdown" if self._closed else "queue_full", len(lines) - room)
+            if room > 0 and lines:
+                if not self._lines:
                     self._changed.notify_all()
+                self._lines += lines[:room]
 
     def flush(self, deadline_seconds: float) -> bool:
         """Wait until all lines are written; False if the deadline came first."""

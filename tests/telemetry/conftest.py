@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -207,7 +208,8 @@ def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeTelemetr
 
     def make(labels: Labels = LABELS, **settings: object) -> Telemetry:
         draw = random.Random(7).getrandbits
-        telemetry = Telemetry(labels, now=clock, wall=clock.wall, draw_bits=draw, **settings)  # type: ignore[arg-type]
+        told: dict[str, Any] = {"settle_at": 1} | settings  # so that a call is told of as soon as it has ended
+        telemetry = Telemetry(labels, now=clock, wall=clock.wall, draw_bits=draw, **told)
         made.append(telemetry)
         return telemetry
 

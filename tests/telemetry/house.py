@@ -88,6 +88,7 @@ class House:
     async def ended(self) -> None:
         """Every call has been accounted for, and what is to be written of them is written."""
         await until(lambda: not self.gateway.telemetry._open)
+        self.gateway.telemetry.settle()
         assert await asyncio.to_thread(self.gateway.telemetry.flush, 5.0)
 
     def lines(self) -> list[dict[str, Any]]:

@@ -82,9 +82,9 @@ def _address(process: subprocess.Popen[bytes], file: Path) -> str:
 class Page:
     """One tab. `problems` are errors on its console, exceptions, and what its policy blocked."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, expected: tuple[str, ...]) -> None:
         self.problems: list[str] = []
-        self.expected: tuple[str, ...] = ()  # texts of problems that a test means to make
+        self.expected = expected  # texts of problems that a test means to make
         self._socket = socket
         self._session: str | None = None
         self._target = ""
@@ -184,10 +184,10 @@ class Page:
 
 
 @asynccontextmanager
-async def opened(address: str, url: str) -> AsyncIterator[Page]:
-    """A tab at `url`, for the length of the block; afterwards nothing may have gone wrong in it."""
+async def opened(address: str, url: str, *, expected: tuple[str, ...] = ()) -> AsyncIterator[Page]:
+    """A tab at `url`, for the length of the block; at its end nothing may have gone wrong but what is `expected`."""
     async with aiohttp.ClientSession() as http, http.ws_connect(address, max_msg_size=0) as socket:
-        page = Page(socket)
+        page = Page(socket, expected)
         listening = asyncio.ensure_future(page.listen())
         try:
             await page.open()

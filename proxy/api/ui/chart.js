@@ -5,6 +5,7 @@ import { seconds } from "./words.js";
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300; // of a history's own coordinates; one for each second
 const HEIGHT = 44;
+const MARK = 14; // of the thousand units of a waterfall
 
 export function draw(parent, name, attributes = {}) {
   const node = document.createElementNS(SVG, name);
@@ -157,16 +158,16 @@ export function waterfall(parent, call) {
   const scaled = draw(svg, "g");
   const whole = Math.max(call.seconds, 1e-6);
   draw(scaled, "rect", { class: "whole", y: 6.5, width: 1000, height: 1 });
+  const part = (name, from, width, height) =>
+    draw(scaled, "rect", { class: name, x: from, y: 7 - height / 2, width: Math.max(width, 0), height });
   for (const phase of call.phases) {
     const waits = phase.kind === "queue" || phase.kind === "backoff";
-    draw(scaled, "rect", {
-      class: isRefused(phase) ? "refused" : phase.kind,
-      x: (1000 * phase.from) / whole,
-      y: waits ? 4 : 1,
-      width: Math.max((1000 * (phase.to - phase.from)) / whole, 0),
-      height: waits ? 6 : 12,
-    });
-    if (isBroken(phase)) draw(scaled, "rect", { class: "refused", x: (1000 * phase.to) / whole - 14, y: 0, width: 14, height: 14 });
+    part(phase.kind, (1000 * phase.from) / whole, (1000 * (phase.to - phase.from)) / whole, waits ? 6 : 12);
+  }
+  for (const phase of call.phases) { // on top of the others and never too short to be seen
+    const [from, to] = [(1000 * phase.from) / whole, (1000 * phase.to) / whole];
+    if (isRefused(phase)) part("refused", Math.min(from, 1000 - MARK), Math.max(to - from, MARK), 14);
+    if (isBroken(phase)) part("refused", to - MARK, MARK, 14);
   }
   svg.ariaLabel = call.phases.map((phase) => `${phaseName(phase)} ${seconds(phase.to - phase.from)}`).join(", ") || "no phases";
   return (length) => scaled.setAttribute("transform", `scale(${Math.max(0.004, Math.min(1, length))} 1)`);

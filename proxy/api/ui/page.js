@@ -8,6 +8,7 @@ import { NONE, brief, count, dollars, large, long, rate, seconds, share } from "
 
 const STALE = 3; // seconds without a snapshot
 const SMOOTH = 5; // seconds over which a history of rates is averaged
+const DOING = [["queued", "not sent"], ["backoff", "pausing"], ["waiting", "sent"], ["streaming", "answering"]];
 const CLASSES = ["interactive", "default", "batch"];
 const byId = (id) => document.getElementById(id);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -32,12 +33,12 @@ class Tile {
 
 const sum = (values) => values.reduce((all, value) => all + (value ?? 0), 0);
 const perSecond = (values) => `${rate(sum(values))} /s`;
-const percentiles = (values) => values.map((value, index) => `${["p50", "p95"][index]} ${seconds(value)}`).join(", ");
+const percentiles = ([p50, p95]) => (p95 === undefined ? seconds(p50) : `p50 ${seconds(p50)}, p95 ${seconds(p95)}`);
 const tiles = {
   requests: new Tile("requests", ["flow", "bad"], { say: perSecond }),
   tokens: new Tile("tokens", ["second", "flow"], { say: perSecond }),
-  first: new Tile("first-token", ["second", "flow"], { lines: true, say: (values) => (values.length > 1 ? percentiles(values) : seconds(values[0])) }),
-  duration: new Tile("duration", ["second", "flow"], { lines: true, say: (values) => (values.length > 1 ? percentiles(values) : seconds(values[0])) }),
+  first: new Tile("first-token", ["second", "flow"], { lines: true, say: percentiles }),
+  duration: new Tile("duration", ["second", "flow"], { lines: true, say: percentiles }),
   flight: new Tile("in-flight", ["flow"], { say: (values) => count(sum(values)) }),
   waiting: new Tile("waiting", ["queue"], { say: (values) => count(sum(values)) }),
 };
@@ -60,16 +61,18 @@ function smooth(values) {
 function showTiles(said) {
   const { rates, minute, history, in_flight: flight, queue } = said;
   const good = history.calls.map((calls, index) => calls - history.failed[index]);
-  tiles.requests.show(rate(rates.calls), `${rate(rates.failed)} /s failed, ${count(minute.calls)} calls in the last minute`, [smooth(good), smooth(history.failed)], history.seconds);
-  tiles.tokens.show(rate(rates.input_tokens + rates.output_tokens), `${rate(rates.input_tokens)} in, ${rate(rates.output_tokens)} out`, [smooth(history.input_tokens), smooth(history.output_tokens)], history.seconds);
+  const failed = `${rate(rates.failed)} /s failed, ${count(minute.calls)} calls in the last minute`;
+  tiles.requests.show(rate(rates.calls), failed, [smooth(good), smooth(history.failed)], history.seconds);
+  const both = `${rate(rates.input_tokens)} in, ${rate(rates.output_tokens)} out`;
+  const tokens = [smooth(history.input_tokens), smooth(history.output_tokens)];
+  tiles.tokens.show(rate(rates.input_tokens + rates.output_tokens), both, tokens, history.seconds);
   for (const [tile, name] of [[tiles.first, "first_token"], [tiles.duration, "duration"]]) {
     const [p50, p95, p99] = minute[name];
     const lines = [0, 1].map((index) => history[name].map((each) => each[index]));
     tile.show(seconds(p95), `p50 ${seconds(p50)}, p99 ${seconds(p99)}, last minute`, lines, history.span_seconds);
   }
   remember(seen.flight, flight.calls);
-  const doing = [[flight.queued, "not sent"], [flight.backoff, "pausing"], [flight.waiting, "sent"], [flight.streaming, "answering"]];
-  const words = doing.filter(([calls]) => calls).map(([calls, what]) => `${count(calls)} ${what}`);
+  const words = DOING.filter(([phase]) => flight[phase]).map(([phase, what]) => `${count(flight[phase])} ${what}`);
   if (flight.calls) words.push(`oldest ${seconds(flight.oldest_seconds)}`);
   tiles.flight.show(count(flight.calls), words.join(", ") || "nothing under way", [seen.flight], 1);
   const waiting = sum(Object.values(queue.waiting));
@@ -110,21 +113,26 @@ const hold = {
       countDown(cell);
     } else {
       holds.delete(cell);
-      cell.classList.remove("held");
-      write(cell, NONE);
+      countDown(cell);
     }
   },
 };
 
 function countDown(cell) {
-  const left = (holds.get(cell) - performance.now()) / 1000;
+  const left = ((holds.get(cell) ?? 0) - performance.now()) / 1000;
   if (left <= 0 || !cell.isConnected) holds.delete(cell);
   cell.classList.toggle("held", left > 0);
+  cell.classList.toggle("none", left <= 0);
   write(cell, left > 0 ? `${left.toFixed(1)} s` : NONE);
 }
 
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
 const waits = (row) => sum(Object.values(row.waiting));
-const places = (row) => (row.concurrency == null ? [count(row.in_use), null] : [`${count(row.in_use)} / ${count(row.concurrency)}`, row.concurrency ? row.in_use / row.concurrency : 1]);
+const few = (value) => (value ? count(value) : NONE);
+
+function places({ in_use: used, concurrency: limit }) {
+  return limit == null ? [count(used), null] : [`${count(used)} / ${count(limit)}`, limit ? used / limit : 1];
+}
 
 const gates = new Table(byId("gates").querySelector("table"), {
   label: "gates-title",
@@ -133,13 +141,13 @@ const gates = new Table(byId("gates").querySelector("table"), {
   columns: [
     plain("Gate", (row) => row.pool, (row) => row.pool, { class: "text name", rising: true, head: true }),
     level("In use", places, (row) => row.in_use, { class: "level" }),
-    plain("Waiting", (row) => (waits(row) ? count(waits(row)) : NONE), waits, { class: "number strong" }),
-    ...CLASSES.map((name) => plain(`${name[0].toUpperCase()}${name.slice(1)}`, (row) => (row.waiting[name] ? count(row.waiting[name]) : NONE), (row) => row.waiting[name] ?? 0, { class: "number mid" })),
+    plain("Waiting", (row) => few(waits(row)), waits, { class: "number strong" }),
+    ...CLASSES.map((name) => plain(capital(name), (row) => few(row.waiting[name]), (row) => row.waiting[name] ?? 0, { class: "number mid" })),
     hold,
   ],
 });
 
-const sources = { configured: "configuration", headers: "headers", refusals: "refusals", window: "its window", "cold start": "cold start" };
+const left = ({ level: now, burst }) => (burst ? [`${large(now)} / ${large(burst)}`, now / burst] : [large(now), null]);
 
 const limits = new Table(byId("limits").querySelector("table"), {
   label: "limits-title",
@@ -149,8 +157,8 @@ const limits = new Table(byId("limits").querySelector("table"), {
     plain("Account", (row) => row.pool, (row) => row.pool, { class: "text name", rising: true, head: true }),
     plain("Limit", (row) => row.limit, (row) => row.limit, { class: "text what", rising: true }),
     plain("Per minute", (row) => large(row.per_minute), (row) => row.per_minute, { class: "number" }),
-    level("Left now", (row) => [row.burst == null ? large(row.level) : `${large(row.level)} / ${large(row.burst)}`, row.burst ? row.level / row.burst : null], (row) => row.level, { class: "level left" }),
-    plain("Source", (row) => sources[row.source] ?? row.source, (row) => row.source, { class: "text mid", rising: true }),
+    level("Left now", left, (row) => row.level, { class: "level left" }),
+    plain("Source", (row) => row.source, (row) => row.source, { class: "text mid", rising: true }),
     plain("Known for", (row) => brief(row.known_seconds), (row) => row.known_seconds, { class: "number mid" }),
     hold,
   ],
@@ -162,14 +170,13 @@ function limitRows(pools) {
     if (pool.limits.length) return pool.limits.map((limit) => ({ ...limit, pool: pool.pool }));
     if (pool.cold_calls == null) return [];
     const calls = Math.floor(pool.cold_calls);
-    return [{ pool: pool.pool, limit: `${calls} calls at once`, source: "cold start", per_minute: null, level: null, burst: null, known_seconds: null, hold_seconds: pool.hold_seconds }];
+    return [{ pool: pool.pool, limit: `${calls} at once`, source: "cold start", hold_seconds: pool.hold_seconds }];
   });
 }
 
 const CLOSED = { state: "closed", reason: "none", shut_seconds: 0 };
 const refused = (row) => row.throttled + row.overloaded;
 const broken = (row) => row.failed + row.truncated;
-const few = (value) => (value ? count(value) : NONE);
 
 const upstreams = new Table(byId("upstreams").querySelector("table"), {
   label: "upstreams-title",
@@ -187,13 +194,13 @@ const upstreams = new Table(byId("upstreams").querySelector("table"), {
         return (row) => parts([row.ok, refused(row), broken(row), row.rejected + row.cancelled]);
       },
     },
-    plain("ok", (row) => share(row.ok, row.attempts), (row) => row.ok / row.attempts, { class: "number mid" }),
+    plain("OK", (row) => share(row.ok, row.attempts), (row) => row.ok / row.attempts, { class: "number mid" }),
     plain("Refused", (row) => few(refused(row)), refused, { class: "number" }),
     plain("Errors", (row) => few(broken(row)), broken, { class: "number" }),
     plain("Rejected", (row) => few(row.rejected), (row) => row.rejected, { class: "number far" }),
     {
       title: "Circuit",
-      class: "text",
+      class: "text circuit",
       rising: true,
       sort: (row) => row.circuit.state,
       make: (cell) => ({ circuit }) => {

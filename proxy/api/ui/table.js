@@ -14,8 +14,9 @@ export function element(parent, name, className = "", text = "") {
   return node;
 }
 
-// columns: {title, sort(row) -> number or string, make(cell, row) -> update(row), class}; without `sort` it is no order.
-// key(row): tells a row from all others. after(row): called when the row's own nodes were made.
+// columns: {title, class, sort(row) -> number or string, rising, head, make(cell, row, known) -> update(row) or null}.
+// `sort` makes the heading a button, `rising` begins with the least, `head` makes the cells name their rows; `known` is what
+// the table keeps of a row. key(row) tells a row from all others.
 export class Table {
   constructor(node, { label, columns, key, empty }) {
     this.columns = columns;
