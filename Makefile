@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format schema lock docs clean
+.PHONY: help install demo serve test check format schema lock dashboards docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -47,8 +47,12 @@ lock:  ## write both locks anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --constraint requirements.lock pyproject.toml -o requirements.run.lock
 
+dashboards: $(READY)  ## write grafana/dashboards anew from grafana/pages
+	$(BIN)/python -m grafana.build
+
 docs: $(READY)  ## write the tables of docs/ anew from the code
 	$(BIN)/python -m tests.docs.tables
+	$(BIN)/python -m proxy.telemetry.document > docs/metrics.md
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
