@@ -15,6 +15,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 
 from aiohttp import web
@@ -240,8 +241,8 @@ class Gateway:
     def _observe(self) -> None:
         """Note all levels on the loop's own thread; the scrape renders them in another."""
         self.telemetry.settle()
-        connections = (ConnectionLevel(*level) for level in self._transport.levels())
-        self._levels = Levels(tuple(self._gates()), tuple(connections), tuple(self._accounts()))
+        connections = tuple(ConnectionLevel(**asdict(level)) for level in self._transport.levels())
+        self._levels = Levels(tuple(self._gates()), connections, tuple(self._accounts()))
 
     def _gates(self) -> Iterator[GateLevel]:
         process = self.limits.process

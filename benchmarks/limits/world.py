@@ -108,7 +108,11 @@ class World:
                 self.at(self.now + answer.first_token + back, lambda: answered(answer))
                 self.at(last + back, lambda: end(answer))
             else:
-                self.at(last + back, lambda: (answered(answer), end(answer)))
+                self.at(last + back, lambda: whole(answer))
+
+        def whole(answer: Admitted) -> None:
+            answered(answer)
+            end(answer)
 
         def end(answer: Admitted) -> None:
             self.provider.leave(answer, self.now)

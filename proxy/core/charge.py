@@ -16,9 +16,13 @@ from proxy.core.journal import SCALE, Features
 FORGET = 0.998  # of the past, with each observation: some 500 calls are remembered
 UNSURE_INPUT = 0.4  # how far the first guess (input weighs 1, the rest 0) may be off, in weights
 UNSURE_REST = 1.0
+SUREST = 1e-9  # of the first doubt, squared
 FIRST_SCATTER = 0.2  # of a call's charge: how far it is from its estimate, until that is known
 SCATTER_WEIGHT = 0.03  # of the newest surprise, in the mean
-OUTLIER = 4.0  # sigmas; a surprise beyond counts as that much
+OUTLIER = 4.0  # sigmas; a surprise beyond counts as that much ...
+MISTRUST = (
+    2.0  # ... and makes it so much less sure of all it knows: several mean that the provider charges otherwise now
+)
 
 
 class Charge:
@@ -61,13 +65,14 @@ class Charge:
         w, p = self._w, self._p
         surprise = charged / SCALE - (w[0] * x[0] + w[1] * x[1] + w[2] * x[2])
         px = [row[0] * x[0] + row[1] * x[1] + row[2] * x[2] for row in p]
-        spread, doubt = x[0] * px[0] + x[1] * px[1] + x[2] * px[2], doubt / SCALE
+        spread, doubt = max(0.0, x[0] * px[0] + x[1] * px[1] + x[2] * px[2]), doubt / SCALE
         typical = max(abs(charged / calls), 1.0) / SCALE
         if not self.seen:
             self.variance = (FIRST_SCATTER * typical * SCALE) ** 2
         scatter = calls * self.variance / SCALE**2
         expected = spread + scatter + doubt**2 + 1e-9
         most = OUTLIER * sqrt(expected)
+        growth = 1.0 / FORGET if abs(surprise) <= most else MISTRUST
         surprise = min(most, max(-most, surprise))
         self.seen += 1
         told = min(1.0, calls * (FIRST_SCATTER * typical / max(doubt, 1e-9)) ** 2)  # how much it tells of the scatter
@@ -75,15 +80,15 @@ class Charge:
         change = told * max(SCATTER_WEIGHT, 1.0 / (self.seen + 4)) * (unexplained - self.variance)
         self.variance = max(0.0, self.variance + change)
         for i in range(3):
-            gain = px[i] / expected
-            w[i] += gain * surprise
+            w[i] += px[i] / expected * surprise
+            for j in range(i + 1):
+                p[i][j] = p[j][i] = p[i][j] - px[i] * px[j] / expected
+        for i, first in enumerate((UNSURE_INPUT**2, UNSURE_REST**2, UNSURE_REST**2)):
+            p[i][i] = max(p[i][i], SUREST * first)  # rounding may take it below zero
+            factor = sqrt(max(1.0, min(growth, first / p[i][i])))  # never less sure than it was at first
             for j in range(3):
-                p[i][j] -= gain * px[j]
-        for i, most in enumerate((UNSURE_INPUT**2, UNSURE_REST**2, UNSURE_REST**2)):
-            if p[i][i] < FORGET * most:  # forgetting never makes it less sure than it was at first
-                for j in range(3):
-                    p[i][j] /= sqrt(FORGET)
-                    p[j][i] /= sqrt(FORGET)
+                p[i][j] *= factor
+                p[j][i] *= factor
 
     def _spread(self, x: Features) -> float:
         total = 0.0

@@ -28,6 +28,7 @@ SHORT = 0.1  # of the newest time, in the mean of late
 NEAR = 1.1  # times the least; so near counts as having seen it
 UNSEEN = 400
 PROBE = 60  # calls, the first half of them still under the old load
+LEAST_SECONDS = 1e-6  # nothing answers faster; clocks may say so
 DROP = 0.9  # of the limit, after a 503
 TOKENS_OFFSET = 500.0  # tokens whose reading takes about as long as the fixed part of a call
 
@@ -65,10 +66,10 @@ class Gradient:
         """A call's first token came.
 
         Args:
-            first_token_seconds: from its sending, > 0.
+            first_token_seconds: from its sending, >= 0.
             in_flight: calls at the upstream when it came, this one among them.
         """
-        sample = first_token_seconds / (input_tokens + TOKENS_OFFSET)
+        sample = max(first_token_seconds, LEAST_SECONDS) / (input_tokens + TOKENS_OFFSET)
         if self._short is None:
             self._short = self._least = sample
         self._short += SHORT * (sample - self._short)

@@ -7,8 +7,9 @@ Rules
 -----
 1. A pool never has more calls in flight than its concurrency. Lowering it revokes nothing: those inside finish, and
    nobody new enters until the count has drained below.
-2. Between lanes (class, caller, targets) the better class goes first; a wait of 30 s is worth one class. Within a class
-   the caller that was served least goes first, then who came first. Within a lane the order of arrival holds.
+2. Between lanes (class, caller, targets) the better class goes first; 30 s in which a lane is not served are worth one
+   class, so no backlog ages past those who are served in turn. Within a class the caller that was served least goes
+   first, then who came first. Within a lane the order of arrival holds.
 3. Nobody who stands first in a lane waits while a target of theirs has room that is not reserved (rule 6).
 4. Every ticket ends exactly once. Ending it again changes nothing, so callers may end a ticket in `finally` without
    asking what became of it.
@@ -120,6 +121,7 @@ class _Lane:
     tickets: OrderedDict[Ticket, None] = field(default_factory=OrderedDict)
     blocked_by: str = ""
     wait: float = 0.0  # seconds that its head will wait at least, as of the last look
+    served: float = -math.inf  # when one of them last entered
     newest_first: bool = False
 
     @property
@@ -268,6 +270,7 @@ class Gate:
             _, number, lane = heapq.heappop(turns)
             ticket = lane.head
             if self._enter(ticket, now, reserved):
+                lane.served = now
                 self._step_out(ticket)
                 self._note_departure(ticket, now)
                 self.woken.append(ticket)
@@ -281,7 +284,7 @@ class Gate:
 
     def _turn(self, lane: _Lane, now: float) -> tuple[int, float, float]:
         since = lane.head.since
-        aged = max(0, lane.priority - int((now - since) / AGING_SECONDS))
+        aged = max(0, lane.priority - int((now - max(since, lane.served)) / AGING_SECONDS))
         if lane.priority is Priority.BATCH and self._without_batch >= BATCH_EVERY - 1:
             aged = -1  # rule 8
         return aged, self._service.get(lane.caller, 0.0), since

@@ -35,6 +35,7 @@ TO_UPSTREAM = frozenset(
     }
 )
 
+_PARTS = ("limit", "remaining", "reset")
 _SPANS = ("second", "10-second", "minute", "hour", "day", "month")
 # What an upstream may say to a client: nothing that names its servers, its account or its cookies.
 TO_CLIENT = (
@@ -52,17 +53,17 @@ TO_CLIENT = (
             "retry-after-ms",
         }
     )
-    | {f"x-ratelimit-{part}-{kind}" for part in ("limit", "remaining", "reset") for kind in ("requests", "tokens")}
+    | {f"x-ratelimit-{part}-{kind}" for part in _PARTS for kind in ("requests", "tokens")}
     | {
         f"x-ratelimit-{part}-{kind}-{span}"
-        for part in ("limit", "remaining", "reset")
+        for part in _PARTS
         for kind in ("req", "requests", "tokens")
         for span in _SPANS
     }
     | {
         f"anthropic-ratelimit-{kind}-{part}"
         for kind in ("requests", "tokens", "input-tokens", "output-tokens")
-        for part in ("limit", "remaining", "reset")
+        for part in _PARTS
     }
 )
 
@@ -104,73 +105,69 @@ def readings(headers: Mapping[str, str], wall: float) -> tuple[Reading, ...]:
     """
     found: dict[str, Reading] = {}
     for header in headers:
-        if header.startswith("x-ratelimit-"):
-            _, _, part, *names = header.split("-", 3)
-            if not names or part not in ("limit", "remaining"):
-                continue
-            if part == "remaining" and f"x-ratelimit-limit-{names[0]}" in headers:
-                continue  # the limit's own turn reads both
-            if (reading := _openai(headers, names[0])) is not None:
-                found[reading.name] = reading
-        elif header.startswith("anthropic-ratelimit-") and header.endswith(("-limit", "-remaining")):
-            name = header.removeprefix("anthropic-ratelimit-").rpartition("-")[0]
-            if reading := _anthropic(headers, name, wall):
-                found[reading.name] = reading
+        if not header.startswith(_PREFIXES) or (family := _family(header)) is None or family.name in found:
+            continue
+        limit, remaining = _number(headers.get(family.limit)), _number(headers.get(family.remaining))
+        if limit is None and remaining is None:
+            continue
+        window, reset = family.window, _reset(headers.get(family.reset, ""), family, wall)
+        if window is None:
+            window = _window(limit, remaining, reset)
+        found[family.name] = Reading(family.kind, limit, remaining, reset, window, family.name)
     if "input_tokens" in found or "output_tokens" in found:
         found.pop("tokens", None)  # Anthropic's summary: whichever of the two is scarcer
     return tuple(found.values())
 
 
-def _openai(headers: Mapping[str, str], name: str) -> Reading | None:
-    kind, window = _named(name)
-    if kind is None:
-        return None
-    limit = _number(headers.get(f"x-ratelimit-limit-{name}"))
-    remaining = _number(headers.get(f"x-ratelimit-remaining-{name}"))
-    if limit is None and remaining is None:
-        return None
-    said = headers.get(f"x-ratelimit-reset-{name}", "")
-    reset = _duration(said)
-    if reset is None and (bare := _number(said)) is not None:
-        # A bare number is milliseconds (Azure), but seconds beside a named window (Mistral, Cerebras).
-        reset = bare if window else bare / 1000
-    if window is None:
-        window = _window(limit, remaining, reset)
-    return Reading(kind, limit, remaining, reset, window, "requests" if name == "req" else name)
-
-
-_NAME = re.compile(r"(req|requests|tokens)(?:-(?:(\d{1,4})-)?(second|minute|hour|day|month)s?)?")
+_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-")
+_HEADER = re.compile(
+    r"x-ratelimit-(?:limit|remaining)-((req|requests|tokens)(?:-(?:(\d{1,4})-)?(second|minute|hour|day|month)s?)?)"
+    r"|anthropic-ratelimit-(requests|tokens|input-tokens|output-tokens)-(?:limit|remaining)",
+    re.ASCII,
+)
 _SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": DAY, "month": MONTH}
 
 
-@lru_cache(maxsize=64)
-def _named(name: str) -> tuple[Kind | None, float | None]:
-    match = _NAME.fullmatch(name)
+@dataclass(slots=True, frozen=True)
+class _Family:
+    """The three headers that tell of one limit."""
+
+    kind: Kind
+    name: str
+    limit: str
+    remaining: str
+    reset: str
+    window: float | None  # by convention
+    dated: bool  # its reset is a date
+
+
+@lru_cache(maxsize=256)
+def _family(header: str) -> _Family | None:
+    """To which limit a header belongs that tells what it is or what is left of it."""
+    match = _HEADER.fullmatch(header)
     if match is None:
-        return None, None
-    kind = Kind.TOKENS if match[1] == "tokens" else Kind.REQUESTS
-    return kind, (int(match[2] or 1) or 1) * _SECONDS[match[3]] if match[3] else None
-
-
-_ANTHROPIC = {
-    "requests": Kind.REQUESTS,
-    "tokens": Kind.TOKENS,
-    "input-tokens": Kind.INPUT_TOKENS,
-    "output-tokens": Kind.OUTPUT_TOKENS,
-}
-
-
-def _anthropic(headers: Mapping[str, str], name: str, wall: float) -> Reading | None:
-    kind = _ANTHROPIC.get(name)
-    if kind is None:
         return None
-    limit = _number(headers.get(f"anthropic-ratelimit-{name}-limit"))
-    remaining = _number(headers.get(f"anthropic-ratelimit-{name}-remaining"))
-    if limit is None and remaining is None:
-        return None
-    date = _rfc3339(headers.get(f"anthropic-ratelimit-{name}-reset", ""))
-    reset = None if date is None or date - wall > MONTH else max(0.0, date - wall)  # often already past
-    return Reading(kind, limit, remaining, reset, 60.0, kind.value)  # whole seconds: too coarse for the law
+    name, counts, number, span, anthropic = match.groups()
+    if anthropic:
+        kind = Kind(anthropic.replace("-", "_"))
+        limit, remaining, reset = (f"anthropic-ratelimit-{anthropic}-{part}" for part in _PARTS)
+        return _Family(kind, kind.value, limit, remaining, reset, 60.0, True)  # whole seconds: too coarse for the law
+    kind = Kind.TOKENS if counts == "tokens" else Kind.REQUESTS
+    window = (int(number or 1) or 1) * _SECONDS[span] if span else None
+    limit, remaining, reset = (f"x-ratelimit-{part}-{name}" for part in _PARTS)
+    return _Family(kind, "requests" if name == "req" else name, limit, remaining, reset, window, False)
+
+
+def _reset(said: str, family: _Family, wall: float) -> float | None:
+    """Seconds until all of a limit is there again."""
+    if family.dated:
+        date = _rfc3339(said)
+        return None if date is None or date - wall > MONTH else max(0.0, date - wall)  # often already past
+    seconds = _duration(said)
+    if seconds is None and (bare := _number(said)) is not None:
+        # A bare number is milliseconds (Azure), but seconds beside a named window (Mistral, Cerebras).
+        seconds = bare if family.window else bare / 1000
+    return seconds
 
 
 CONVENTIONAL = (1.0, 10.0, 60.0, 3600.0, DAY)  # windows that providers really use, in seconds
@@ -286,18 +283,23 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 def _number(said: str | None) -> float | None:
     if said is None or len(said) > 40:
         return None
+    if len(said) <= 15 and said.isascii() and said.isdigit():  # nearly all of them
+        return float(said)
     said = said.strip()
     return float(said) if said.isascii() and _NUMBER.fullmatch(said) else None
 
 
-def _duration(said: str) -> float | None:
-    """Go's way of writing durations: 6ms, 8.64s, 6m0s, 1h2m3.5s. None for a bare number."""
-    if len(said) > 64:
-        return None
+@lru_cache(maxsize=1024)  # milliseconds repeat
+def _short_duration(said: str) -> float | None:
     said = said.strip()
     if not _DURATION.fullmatch(said):
         return None
     return sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(said))
+
+
+def _duration(said: str) -> float | None:
+    """Go's way of writing durations: 6ms, 8.64s, 6m0s, 1h2m3.5s. None for a bare number."""
+    return _short_duration(said) if len(said) <= 64 else None
 
 
 def _rfc3339(said: str) -> float | None:

@@ -91,7 +91,7 @@ class Mirror:
         self._pace_most = 0.0
         self._heard_at = -inf  # when the last refusal was heard of
         self._paced_until = 0.0
-        self._spread = Bucket(SLOWEST, 0.0, now)
+        self._spread = Bucket(self.burst / SPREAD_SECONDS, SPREAD_SHARE * self.burst, now)
 
     def cost(self, x: Features) -> float:
         """What a call will be charged."""
@@ -115,7 +115,7 @@ class Mirror:
         if self._charge is not None:
             seconds = max(seconds, self._spread.wait(0.0, now))
         if self._pace is not None:
-            if now > self._paced_until or self.level(now) > 0.9 * self.limit:
+            if now > self._paced_until or self.level(now) > 0.9 * max(self.limit, 1.0):
                 self._pace = None
             else:
                 seconds = max(seconds, self._pace.wait(0.0, now))
@@ -229,7 +229,7 @@ class Mirror:
 
     def _reckon_margin(self, now: float) -> float:
         variance = self._variance + self._since()[0] ** 2 + self._scatter * (now - self._ref_at)
-        doubt = SIGMAS * sqrt(variance) + self._grain + 2 * JITTER * self.rate
+        doubt = SIGMAS * sqrt(variance) + self._grain + JITTER * self.rate
         return min(doubt * self._surprise, MARGIN_MAX * self.burst)
 
     def _believe(self, mark: Mark, remaining: float) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from proxy.core.concurrency import Gradient
 from proxy.core.learner import Learner, Reservation, Size
 
+WORTH_TELLING = 0.1  # of the places; what a limit that follows a server's speed does all the time is no news
+
 
 @dataclass(slots=True, eq=False)
 class Pool:
@@ -31,6 +33,7 @@ class Pool:
     rates: Learner | None = None
     gradient: Gradient | None = None
     in_use: int = 0
+    told: int = 0  # the learned concurrency that was last told
 
     def wait(self, size: Size, now: float) -> float:
         """0.0: room for `size` now. Else seconds until asking again is worth it; inf: until a place is left."""
@@ -48,14 +51,24 @@ class Pool:
         assert self.in_use > 0
         self.in_use -= 1
 
-    def sped(self, first_token_seconds: float, size: Size) -> None:
-        """A first token came so long after its call was sent."""
-        if self.gradient is not None:
-            self.gradient.observed(first_token_seconds, size.input_tokens, self.in_use)
-            self.concurrency = int(self.gradient.limit)
+    def sped(self, first_token_seconds: float, size: Size) -> tuple[float, float] | None:
+        """A first token came so long after its call was sent. Returns the places before and now if worth telling."""
+        if self.gradient is None:
+            return None
+        self.gradient.observed(first_token_seconds, size.input_tokens, self.in_use)
+        return self._follow(self.gradient)
 
-    def dropped(self, sent_at: float, now: float) -> None:
-        """A call sent at `sent_at` was refused for want of capacity."""
-        if self.gradient is not None:
-            self.gradient.dropped(sent_at, now)
-            self.concurrency = int(self.gradient.limit)
+    def dropped(self, sent_at: float, now: float) -> tuple[float, float] | None:
+        """A call sent at `sent_at` was refused for want of capacity. Returns as `sped` does."""
+        if self.gradient is None:
+            return None
+        self.gradient.dropped(sent_at, now)
+        return self._follow(self.gradient)
+
+    def _follow(self, gradient: Gradient) -> tuple[float, float] | None:
+        self.concurrency = int(gradient.limit)
+        before = self.told or self.concurrency
+        if self.told and abs(self.concurrency - before) < WORTH_TELLING * before:
+            return None
+        self.told = self.concurrency
+        return (before, self.concurrency) if self.concurrency != before else None

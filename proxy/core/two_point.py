@@ -61,6 +61,7 @@ class TwoPoint:
         self._ruler_holds = True
         self._known_at = self._anchor_at  # when the present refusal was heard of
         self._calm_until = now
+        self._gentle_until = now  # as long after a hold as it lasted, nobody tries for more
         self._burst = Bucket(SLOWEST, 0.0, now)  # what may leave at once
         self._cycle = CYCLE_LEAST
         self._spans: deque[tuple[float, float, int]] = deque()  # (seconds, admitted, calls) between refusals
@@ -117,6 +118,7 @@ class TwoPoint:
         self._pace = Bucket(self.rate, 0.0, now)
         self._pace.take(self.rate * hold, now)
         self._calm_until = now + hold + CALM_SECONDS
+        self._gentle_until = now + hold + min(hold, CALM_SECONDS)
         self._burst.set_level(-self.rate * hold, now)
         return anew
 
@@ -193,7 +195,7 @@ class TwoPoint:
         if unexplained > 0.0:
             self._climb = now, self._admitted()
             return self.rate
-        if calls > self._cycle:
+        if calls > self._cycle and now > self._gentle_until:
             known = sum(span[2] for span in self._spans) + 1.0
             return self.rate * (1.0 + min(PROBE_MOST, max(PROBE, (EDGE + 3.0 * self._scatter * sqrt(known)) / known)))
         goal = mean * (self._reserve + (1.0 - RUN) * calls)

@@ -21,6 +21,7 @@ from proxy.core.headers import CONVENTIONAL
 GUARD = 0.06  # seconds; how far calls and clocks are apart
 CYCLE = 800.0  # calls between two trials for more
 TRIAL = 0.02  # of the quota, at least one call
+TINY, TINY_CYCLE = 2.0, 15  # calls; so small a quota is tried for more once in so many windows
 CLIMB_SECONDS = 8.0
 STRIKES = 3
 ROUNDED = 1.0  # seconds by which a whole-second retry-after may be too long
@@ -57,6 +58,7 @@ class Window:
         self._plan = used  # units to be spent in the present window; inf while the quota is searched
         self._search_from: float | None = None
         self._unsure = True  # not all that was spent in the window of the refusal need have been ours, or been seen
+        self._cost = 0.0  # of the largest call of late
         self._since_trial = 0
         self._refused_in = 0
         self._strikes = 0
@@ -79,11 +81,12 @@ class Window:
         spent = self.used > 0.0 and self.used + cost > self._plan + 1e-6
         if self._refused_in == self._number or spent or now > closes:
             return self._most + GUARD - now
-        return max(0.0, self._next - now)
+        return max(0.0, min(self._next, self._most + GUARD) - now)
 
     def take(self, cost: float, now: float) -> Slot:
         self._roll(now)
         self.used += cost
+        self._cost = max(cost, 0.99 * self._cost)
         self._since_trial += 1
         if self._search_from is None and self.used > self.quota + 1e-6:
             self._search_from = now  # rule 2: a trial was not refused
@@ -143,7 +146,7 @@ class Window:
             self._search_from = now
         if self._search_from is not None:
             self._plan = inf
-        elif self._since_trial > CYCLE:
+        elif self._since_trial > (TINY_CYCLE if self.quota <= TINY * self._cost else CYCLE):
             self._since_trial = 0
             self._plan = self.quota * (1.0 + TRIAL) + 1.0
 

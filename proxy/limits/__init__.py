@@ -43,6 +43,16 @@ class Notes(Protocol):
             reason: of a backoff: why the attempt before it failed.
         """
 
+    def limit_changed(self, at: float, gate: str, limit: str, before: float | None, after: float, cause: str) -> None:
+        """What this call was told moved a limit.
+
+        Args:
+            gate: label of the pool.
+            limit: what is limited: requests, tokens, concurrency, ...
+            before, after: per minute, or places; None: it was not known.
+            cause: header, upstream_429, upstream_5xx or latency.
+        """
+
     def admission(self, result: str, gate: str) -> None:
         """How the door decided: immediate, queued, rejected_full, rejected_timeout, cancelled."""
 

@@ -183,6 +183,7 @@ class LocalAdmission(Generic[AnyTarget]):
         if (told := self._account()) is not None:
             learner, reservation = told
             learner.answered(reservation, headers.readings(said, limits._wall()), limits._now())
+            self._tell(learner)
             limits._changed()
 
     def refused(self, meaning: Meaning, said: Mapping[str, str], retry_after: float | None) -> None:
@@ -191,6 +192,7 @@ class LocalAdmission(Generic[AnyTarget]):
             learner, reservation = told
             readings = headers.readings(said, limits._wall())
             learner.refused(reservation, meaning, readings, retry_after, limits._now())
+            self._tell(learner)
 
     def failed(self, *, is_full: bool = False) -> None:
         now = self._limits._now()
@@ -199,11 +201,13 @@ class LocalAdmission(Generic[AnyTarget]):
             learner.failed(reservation, now)
         if is_full:
             for pool in self.target.pools:
-                pool.dropped(self._sent, now)
+                if (moved := pool.dropped(self._sent, now)) is not None:
+                    self._notes.limit_changed(now, pool.label, "concurrency", *moved, "upstream_5xx")
 
     def sped(self, first_token_seconds: float) -> None:
         for pool in self.target.pools:
-            pool.sped(first_token_seconds, self._size)
+            if (moved := pool.sped(first_token_seconds, self._size)) is not None:
+                self._notes.limit_changed(self._limits._now(), pool.label, "concurrency", *moved, "latency")
         self._limits._changed()
 
     def settle(self, usage: Usage | None) -> None:
@@ -269,6 +273,16 @@ class LocalAdmission(Generic[AnyTarget]):
         return QueueTimeout(
             f"no room at {gate} before the deadline; ask for less at a time, or allow more time", retry_after=again
         )
+
+    def _tell(self, learner: Learner) -> None:
+        account = self.target.account
+        changes, learner.changes = learner.changes, []
+        for change in changes:
+            cause = "header" if change.cause == "header" else "upstream_429"
+            assert account is not None
+            self._notes.limit_changed(
+                self._limits._now(), account.label, change.limit, change.before, change.per_minute, cause
+            )
 
     def _account(self) -> tuple[Learner, Reservation] | None:
         """Who learns from this attempt, and what it reserved there."""

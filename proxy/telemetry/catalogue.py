@@ -313,7 +313,7 @@ _CONNECTIONS = (
         _C,
         "Connections that attempts were given.",
         {**_PROVIDER, "how": ("new", "reused")},
-        zeroed=True,
+        live=True,
     ),
     Family(
         "upstream_connection_wait_seconds",

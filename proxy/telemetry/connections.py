@@ -7,13 +7,9 @@ from proxy.telemetry.recorder import Recorder
 
 class Connections:
     def __init__(self, recorder: Recorder) -> None:
-        self._acquires = recorder.counters["upstream_connection_acquires"]
         self._waits = recorder.histograms["upstream_connection_wait_seconds"]
         self._connects = recorder.histograms["upstream_connect_seconds"]
         self._errors = recorder.counters["upstream_connect_errors"]
-
-    def acquired(self, upstream: str, *, new: bool) -> None:
-        self._acquires[upstream, "new" if new else "reused"].value += 1
 
     def waited(self, upstream: str, seconds: float) -> None:
         self._waits[upstream,].observe(seconds)

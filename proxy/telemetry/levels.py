@@ -30,12 +30,18 @@ class GateLevel:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLevel:
-    """The connections to one upstream; `limit` is 0 where there is no bound."""
+    """The connections to one upstream; `limit` is 0 where there is no bound.
+
+    Attributes:
+        opened, acquired: how many were ever made, and how often an attempt was given one.
+    """
 
     upstream: str
     active: int
     idle: int
     limit: int
+    opened: int
+    acquired: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def text(said: str) -> str:
 
 
 def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3) if seconds else 0.0
+    return int(seconds * 1e6 + 0.5) / 1e3  # to the microsecond; `round` takes thrice as long
 
 
 def _stamp(time: float) -> str:

@@ -48,6 +48,18 @@ class Pause:
     queue_depth: int | None = None
 
 
+@dataclass(slots=True, frozen=True)
+class LimitChange:
+    """What this call made known: a limit is another one than was believed."""
+
+    at: float
+    gate: str
+    limit: str  # requests, tokens, ..., concurrency
+    before: float | None  # per minute, or places; None: it was not known
+    after: float
+    cause: str  # header, upstream_429, upstream_5xx, latency
+
+
 @dataclass(slots=True)
 class Record:
     """One call, from its first byte to its last."""
@@ -74,6 +86,7 @@ class Record:
     upstream: str = ""  # the one whose answer was passed on, or the last that was tried
     attempts: list[Attempt] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
+    limit_changes: list[LimitChange] = field(default_factory=list)
     queue_seconds: float = 0.0
     backoff_seconds: float = 0.0
     upstream_seconds: float = 0.0  # waiting for the upstream: to connect, for its headers, for its next bytes
@@ -126,6 +139,10 @@ class Record:
             self.backoff_seconds += ended - started
         else:
             self.queue_seconds += ended - started
+
+    def limit_changed(self, at: float, gate: str, limit: str, before: float | None, after: float, cause: str) -> None:
+        """This call's answer moved a limit."""
+        self.limit_changes.append(LimitChange(at, gate, limit, before, after, cause))
 
     def admission(self, result: str, gate: str) -> None:
         """The door decided."""

@@ -231,6 +231,16 @@ class _Tree:
         if record.max_gap_seconds >= STALLED_SECONDS:
             told: Attributes = {semconv.STALL_SECONDS: record.max_gap_seconds}
             events.append(Event(semconv.EVENT_STALLED, told, self._ns(record.max_gap_at)))
+        for change in record.limit_changes:
+            moved: Attributes = {
+                semconv.GATE_NAME: change.gate,
+                semconv.LIMIT_NAME: change.limit,
+                semconv.LIMIT_AFTER: change.after,
+                semconv.LIMIT_CAUSE: change.cause,
+            }
+            if change.before is not None:
+                moved[semconv.LIMIT_BEFORE] = change.before
+            events.append(Event(semconv.EVENT_LIMIT_CHANGED, moved, self._ns(change.at)))
         if record.outcome is Outcome.CANCELLED:
             events.append(Event(semconv.EVENT_CLIENT_LEFT, timestamp=self._ns(record.ended)))
         return events

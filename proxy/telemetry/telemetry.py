@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
@@ -34,13 +35,15 @@ from proxy.telemetry.connections import Connections
 from proxy.telemetry.exposition import Exposition
 from proxy.telemetry.levels import GateLevel, Headroom, Levels, headroom, holds
 from proxy.telemetry.live import Live
-from proxy.telemetry.record import Attempt, Record
+from proxy.telemetry.record import Attempt, LimitChange, Record
 from proxy.telemetry.recorder import Key, Labels, Recorder
 from proxy.telemetry.trace import Tracing
 from proxy.telemetry.writer import Writer
 
 if TYPE_CHECKING:
     from proxy.telemetry.spans import Spans
+
+system = logging.getLogger("penstock.limits")
 
 _TRACE_BITS = 128
 _SPAN_BITS = 64
@@ -63,7 +66,6 @@ class Telemetry:
         tracing: which traces are kept, and where they go.
         log_fd, audit_fd: the file descriptors that the access log and the audit log are written to; None: no such log.
         slow_log_seconds: a call that still runs is logged each time so much more has passed; 0: never.
-        settle_at: so many ended calls are accounted for at once, whoever waits.
         version, revision: what `build_info` says; the version of the installed package if empty.
     """
 
@@ -79,7 +81,6 @@ class Telemetry:
         log_fd: int | None = None,
         audit_fd: int | None = None,
         slow_log_seconds: float = 0.0,
-        settle_at: int = SETTLE_AT,
         version: str = "",
         revision: str = "",
     ) -> None:
@@ -90,7 +91,6 @@ class Telemetry:
         self._sampled_below = trace.threshold(self._tracing.ratio)
         self._open: dict[int, Record] = {}  # by identity
         self._ended: deque[Record] = deque()  # not accounted for yet
-        self._settle_at = settle_at
         self._levels: Callable[[], Levels] = Levels
         self._prices = prices or {}
         self._circuits: dict[str, str] = {}  # those that are not closed, by upstream
@@ -126,7 +126,7 @@ class Telemetry:
     @property
     def live(self) -> Live:
         """The figures of this moment; on the event loop's thread."""
-        self.settle()
+        self._account_for_all()
         return self._live_figures
 
     def relabel(self, labels: Labels, prices: Mapping[str, Price] | None = None) -> None:
@@ -149,6 +149,14 @@ class Telemetry:
         """
         self._recorder.counters["gate_limit_changes"][gate, direction, cause].value += 1
 
+    def _tell(self, change: LimitChange) -> None:
+        """A limit moved: a number and a line; the span has it as an event."""
+        direction = "up" if change.before is None or change.after >= change.before else "down"
+        self.limit_changed(change.gate, direction, change.cause)
+        before = "unknown" if change.before is None else f"{change.before:.4g}"
+        unit = "at once" if change.limit == "concurrency" else "a minute"
+        system.info("%s: %s %s -> %.4g %s (%s)", change.gate, change.limit, before, change.after, unit, change.cause)
+
     def circuit(self, provider: str, state: str) -> None:
         """The circuit of an upstream is now in `state`, a word of `catalogue.CIRCUITS`; counted where that is new."""
         if self._circuits.get(provider, _CLOSED) != state:
@@ -157,7 +165,7 @@ class Telemetry:
 
     def beat(self, late_seconds: float) -> None:
         """The event loop turns: a sleeper of its was woken so much too late. Called some times a second."""
-        self.settle()
+        self._account_for_all()
         self._recorder.lagged(max(0.0, late_seconds))
         if self._log is not None and self._slow_log_seconds > 0.0:
             self._tell_slow(self._log, self._slow_log_seconds)
@@ -241,7 +249,8 @@ class Telemetry:
         return headers
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics and their content type, for this `Accept` header. Blocks; called in a thread of its own."""
+        """All metrics and their content type, for this `Accept` header, as they were when last settled. Blocks; called in
+        a thread of its own."""
         return self._exposition.render(accept)
 
     def flush(self, deadline_seconds: float) -> bool:
@@ -250,7 +259,7 @@ class Telemetry:
         Returns:
             whether everything was written before the deadline.
         """
-        self.settle()
+        self._account_for_all()
         until = monotonic() + deadline_seconds
         written = [writer.flush(max(0.0, until - monotonic())) for writer in self._writers]
         sent = self._spans is None or self._spans.flush(max(0.0, until - monotonic()))
@@ -277,11 +286,16 @@ class Telemetry:
             return
         record.ended = self._now()
         self._ended.append(record)
-        if len(self._ended) >= self._settle_at:
-            self.settle()
+        if len(self._ended) >= SETTLE_AT:
+            self._account_for_all()
 
     def settle(self) -> None:
-        """Account for the calls that have ended (rule 5). On the event loop's thread, or when that is at rest."""
+        """Account for the calls that have ended (rule 5), so that all numbers can be read. On the event loop's thread,
+        or while that is at rest."""
+        self._account_for_all()
+        self._recorder.fold()
+
+    def _account_for_all(self) -> None:
         ended = self._ended
         if not ended:
             return
@@ -299,6 +313,8 @@ class Telemetry:
         if record.usage is not None and (price := self._prices.get(record.model)) is not None:
             record.cost = cost.of(record.usage, price)
         self._recorder.finish(record)
+        for change in record.limit_changes:
+            self._tell(change)
         self._live_figures.take(record)
         if self._spans is not None and self._is_kept(record):
             self._recorder.exemplify(record)
@@ -393,6 +409,11 @@ class Telemetry:
                 ((level.upstream, state), count)
                 for level in connections
                 for state, count in (("active", level.active), ("idle", level.idle))
+            ],
+            "upstream_connection_acquires": [
+                ((level.upstream, how), count)
+                for level in connections
+                for how, count in (("new", level.opened), ("reused", max(0, level.acquired - level.opened)))
             ],
             "upstream_connections_limit": [((level.upstream,), level.limit or math.inf) for level in connections],
             "cooldown_until_timestamp_seconds": [

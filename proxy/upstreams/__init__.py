@@ -59,11 +59,25 @@ class AttemptFailed(Exception):
         self.reason = reason
 
 
+@dataclass(slots=True, frozen=True)
+class Connections:
+    """The connections to one upstream as they stand; `limit` is 0 where there is no bound.
+
+    Attributes:
+        active, idle: those that attempts have now, and those that are kept.
+        opened, acquired: how many were ever made, and how often an attempt was given one.
+    """
+
+    upstream: str
+    active: int
+    idle: int
+    limit: int
+    opened: int
+    acquired: int
+
+
 class ConnectionNotes(Protocol):
     """Where a transport writes down what becomes of its connections; telemetry does."""
-
-    def acquired(self, upstream: str, *, new: bool) -> None:
-        """An attempt was given a connection: one made for it, or one that was kept."""
 
     def waited(self, upstream: str, seconds: float) -> None:
         """All connections were in use; after so long the attempt had one."""

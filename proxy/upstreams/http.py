@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.core.outcome import Reason
-from proxy.upstreams import AttemptFailed, ConnectionNotes, Upstream
+from proxy.upstreams import AttemptFailed, ConnectionNotes, Connections, Upstream
 from proxy.watch import Late, Watch
 
 KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most servers close theirs (nginx 75, uvicorn 5)
@@ -50,16 +50,14 @@ class HttpTransport:
         url = URL(upstream.base_url + path, encoded=True)
         return Exchange(session, upstream, method, url, {**headers, **upstream.headers}, body)
 
-    def levels(self) -> Iterator[tuple[str, int, int, int]]:
-        """Of each upstream that was asked: its name, its connections in use, those kept, and how many there may be (0:
-        no bound)."""
-        counts: dict[str, tuple[int, int, int]] = {}
-        for (name, *_), session in self._sessions.items():
+    def levels(self) -> list[Connections]:
+        """How the connections to each upstream stand that was asked."""
+        found: dict[str, Connections] = {}
+        for session in self._sessions.values():
             if isinstance(connector := session.connector, _Connector):
-                active, idle, _ = counts.get(name, (0, 0, 0))
-                counts[name] = active + connector.active, idle + connector.idle, connector.limit
-        for name, (active, idle, limit) in counts.items():
-            yield name, active, idle, limit
+                name, before = connector.upstream, found.get(connector.upstream)
+                found[name] = connector.level if before is None else _together(before, connector.level)
+        return list(found.values())
 
     async def close(self) -> None:
         sessions, self._sessions = self._sessions, {}
@@ -73,58 +71,65 @@ class _Connector(aiohttp.TCPConnector):
     A subclass of what the library lets one subclass, because its `TraceConfig` costs each call 22 us, and this 2.
 
     Attributes:
-        active: connections that attempts have now.
+        upstream: whose they are. What else it keeps has names with two underscores: those with one are the library's.
     """
 
     def __init__(self, upstream: str, notes: ConnectionNotes, **settings: Any) -> None:
         super().__init__(**settings)
-        self._upstream, self._notes = upstream, notes
-        self._standing: WeakSet[ResponseHandler] = (
-            WeakSet()
-        )  # the library's protocols, one for each connection it ever made
-        self._fresh: WeakSet[ResponseHandler] = WeakSet()  # those of them that no attempt was given yet
-        self._connecting = 0
-        self.active = 0
+        self.upstream, self.__notes = upstream, notes
+        self.__standing: WeakSet[ResponseHandler] = WeakSet()  # the library's name for a connection
+        self.__connecting = self.__active = self.__acquired = self.__opened = 0
 
     @property
-    def idle(self) -> int:
-        return max(0, sum(line.connected for line in self._standing) - self.active)
+    def level(self) -> Connections:
+        idle = max(0, sum(line.connected for line in self.__standing) - self.__active)
+        return Connections(self.upstream, self.__active, idle, self.limit, self.__opened, self.__acquired)
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
-        began = monotonic() if 0 < self.limit <= self.active + self._connecting else None
-        connection = await super().connect(req, traces, timeout)
-        self.active += 1
-        connection.add_callback(self._given_back)
-        line = connection.protocol
-        assert line is not None
-        if new := line in self._fresh:
-            self._fresh.discard(line)
-        self._notes.acquired(self._upstream, new=new)
-        if began is not None:
-            self._notes.waited(self._upstream, monotonic() - began)
+        if 0 < self.limit <= self.__active + self.__connecting:
+            began = monotonic()
+            connection = await super().connect(req, traces, timeout)
+            self.__notes.waited(self.upstream, monotonic() - began)
+        else:
+            connection = await super().connect(req, traces, timeout)
+        self.__active += 1
+        self.__acquired += 1
+        connection.add_callback(self.__given_back)
         return connection
 
-    def _given_back(self) -> None:
-        self.active -= 1
+    def __given_back(self) -> None:
+        self.__active -= 1
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
         began = monotonic()
-        self._connecting += 1
+        self.__connecting += 1
         try:
             line = await super()._create_connection(req, traces, timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._notes.failed(self._upstream, _obstacle(error))
+            self.__notes.failed(self.upstream, _obstacle(error))
             raise
         finally:
-            self._connecting -= 1
-        self._notes.connected(self._upstream, monotonic() - began)
-        self._standing.add(line)
-        self._fresh.add(line)
+            self.__connecting -= 1
+        self.__notes.connected(self.upstream, monotonic() - began)
+        self.__opened += 1
+        self.__standing.add(line)
         return line
+
+
+def _together(one: Connections, other: Connections) -> Connections:
+    """Of two sessions for one upstream, before a reload and after it; the bound is the later one's."""
+    return Connections(
+        one.upstream,
+        one.active + other.active,
+        one.idle + other.idle,
+        other.limit,
+        one.opened + other.opened,
+        one.acquired + other.acquired,
+    )
 
 
 def _obstacle(error: BaseException) -> str:

@@ -105,6 +105,7 @@ class Histories(RuleBasedStateMachine):
         near, far, free = To((shared, own)), To((shared, self.requests)), To((self.requests,))
         self.routes = ((near,), (far,), (near, far), (free,), (To((tokens,)),), (To((tokens, shared)), near))
         self.tickets = []
+        self.served = {}  # when a lane that still has somebody was last served
         self.lanes = {}  # those who wait alike, in the order in which they must enter
         self.sent = []  # when somebody took from `requests`
 
@@ -239,6 +240,9 @@ class Histories(RuleBasedStateMachine):
             self.lane(ticket).remove(ticket)
         if len(entered) == 1 and entered[0].priority is not Priority.BATCH:  # whose share is its own (rule 8)
             self.had_the_best_turn(entered[0], was_inside=entered[0] in inside)
+        for ticket in entered:
+            self.served[self.key(ticket)] = self.now
+        self.served = {key: at for key, at in self.served.items() if self.lanes.get(key)}
 
     def had_the_best_turn(self, ticket, *, was_inside):
         """Rule 2: nobody who stands before it was left behind and could have had what it took."""
@@ -256,7 +260,8 @@ class Histories(RuleBasedStateMachine):
 
     def stands_before(self, one, other):
         mine, its = (
-            max(0, ticket.priority - int((self.now - ticket.since) / AGING_SECONDS)) for ticket in (one, other)
+            max(0, ticket.priority - int((self.now - self.unserved_since(ticket)) / AGING_SECONDS))
+            for ticket in (one, other)
         )
         return mine < its or (mine == its and one.caller == other.caller and one.since < other.since)
 
@@ -304,8 +309,14 @@ class Histories(RuleBasedStateMachine):
         those = self.those(state)
         return those[pick % len(those)]
 
+    def unserved_since(self, ticket):
+        return max(ticket.since, self.served.get(self.key(ticket), -math.inf))
+
+    def key(self, ticket):
+        return ticket.priority, ticket.caller, ticket.targets
+
     def lane(self, ticket):
-        return self.lanes.setdefault((ticket.priority, ticket.caller, ticket.targets), [])
+        return self.lanes.setdefault(self.key(ticket), [])
 
     def heads(self):
         """Who must enter next of each lane; where that may be either end (rule 10), none."""
@@ -833,3 +844,17 @@ def test_a_newcomer_is_not_lifted_to_guesses_for_calls_in_flight():  # rule 7
         leave(gate, ticket, 1.0)
     assert quiet.state is State.HELD
     assert sum(ticket.state is State.HELD for ticket in waiting) == 1
+
+
+def test_a_backlog_does_not_age_past_those_who_are_served_in_turn():  # rule 2
+    gate = gate_of(1)
+    held, now = ask(gate, priority=Priority.BATCH, caller="bulk"), 0.0
+    for _ in range(300):
+        ask(gate, priority=Priority.BATCH, caller="bulk")
+    for _ in range(100):
+        now += 1.0
+        leave(gate, held, now)
+        (held,) = let_in(gate)
+    quick = ask(gate, priority=Priority.DEFAULT, caller="quick", now=now)
+    leave(gate, held, now + 1.0)
+    assert let_in(gate) == [quick]

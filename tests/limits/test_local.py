@@ -35,9 +35,13 @@ class Notes:
     def __init__(self):
         self.waits = []
         self.admissions = []
+        self.moved = []
 
     def waited(self, kind, started, ended, *, gate="", result="", source="", reason=""):
         self.waits.append((kind, gate, result, ended - started, source, reason))
+
+    def limit_changed(self, at, gate, limit, before, after, cause):
+        self.moved.append((gate, limit, before, after, cause))
 
     def admission(self, result, gate):
         self.admissions.append((result, gate))

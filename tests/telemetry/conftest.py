@@ -195,6 +195,14 @@ def clock() -> Clock:
     return Clock()
 
 
+class Settled(Telemetry):
+    """Settled before each scrape, as the app does it."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        self.settle()
+        return super().exposition(accept)
+
+
 MakeTelemetry = Callable[..., Telemetry]
 
 
@@ -206,10 +214,9 @@ def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeTelemetr
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     made: list[Telemetry] = []
 
-    def make(labels: Labels = LABELS, **settings: object) -> Telemetry:
+    def make(labels: Labels = LABELS, **settings: Any) -> Telemetry:
         draw = random.Random(7).getrandbits
-        told: dict[str, Any] = {"settle_at": 1} | settings  # so that a call is told of as soon as it has ended
-        telemetry = Telemetry(labels, now=clock, wall=clock.wall, draw_bits=draw, **told)
+        telemetry = Settled(labels, now=clock, wall=clock.wall, draw_bits=draw, **settings)
         made.append(telemetry)
         return telemetry
 

@@ -103,7 +103,7 @@ def test_a_busy_gateway_of_50_models_5_upstreams_and_200_keys_stays_within_its_b
     telemetry.levels(
         lambda: Levels(
             [GateLevel(name, 20.0, 1, {}, 100) for name in gates],
-            [ConnectionLevel(name, 1, 1, 0) for name in upstreams],
+            [ConnectionLevel(name, 1, 1, 0, 1, 1) for name in upstreams],
             [AccountLevel(upstream, model, _KNOWN) for upstream, model in routes],
         )
     )

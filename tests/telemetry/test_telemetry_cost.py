@@ -38,6 +38,7 @@ def test_a_call_whose_tokens_are_not_known_is_neither_priced_nor_unpriced(make, 
 def test_a_million_calls_cost_exactly_a_million_times_as_much(make, gateway_of, scrape):
     telemetry = make(prices=PRICES)
     gateway_of(telemetry).plain()
+    telemetry.settle()
     telemetry._recorder.counters["cost_usd"]["openai", "gpt-4o-mini"].value *= 1_000_000
     assert scrape(telemetry)("cost_usd_total", **PAIR) == 19.0
 
@@ -45,11 +46,14 @@ def test_a_million_calls_cost_exactly_a_million_times_as_much(make, gateway_of, 
 def test_a_reload_brings_other_prices(make, gateway_of, scrape):
     telemetry = make(prices=PRICES)
     gateway = gateway_of(telemetry)
+    gateway.plain(model="fast")
+    telemetry.settle()
     telemetry.relabel(LABELS, {"fast": price(input=1, output=1)})
     gateway.plain()
     gateway.plain(model="fast")
     told = scrape(telemetry)
     assert told("unpriced_requests_total", **PAIR) == 1
+    assert told("unpriced_requests_total", provider="openai", model="fast") == 1
     assert told("cost_usd_total", provider="openai", model="fast") == pytest.approx(111e-6)
 
 

@@ -145,12 +145,13 @@ def test_a_limit_is_told_with_its_bounds(telemetry, scrape):
 
 
 def test_connections_are_told_as_they_stand_and_as_they_came(telemetry, scrape):
-    levels = [ConnectionLevel("openai", 3, 5, 100), ConnectionLevel("local", 1, 0, 0), ConnectionLevel("odd", 1, 1, 1)]
+    levels = [
+        ConnectionLevel("openai", 3, 5, 100, opened=1, acquired=3),
+        ConnectionLevel("local", 1, 0, 0, opened=1, acquired=1),
+        ConnectionLevel("odd", 1, 1, 1, opened=1, acquired=1),
+    ]
     telemetry.levels(lambda: Levels(connections=levels))
     notes = telemetry.connections
-    notes.acquired("openai", new=True)
-    notes.acquired("openai", new=False)
-    notes.acquired("openai", new=False)
     notes.waited("openai", 0.2)
     notes.connected("openai", 0.03)
     notes.failed("local", "tcp")
