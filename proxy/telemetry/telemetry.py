@@ -249,8 +249,8 @@ class Telemetry:
         return headers
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """All metrics and their content type, for this `Accept` header, as they were when last settled. Blocks; called in
-        a thread of its own."""
+        """All metrics and their content type, for this `Accept` header, as they were when last settled. Blocks; called
+        in a thread of its own."""
         return self._exposition.render(accept)
 
     def flush(self, deadline_seconds: float) -> bool:
