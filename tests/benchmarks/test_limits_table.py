@@ -1,0 +1,47 @@
+"""Small runs of the rows of `python -m benchmarks.limits`: the table itself takes a minute."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.limits import stories
+from benchmarks.limits.__main__ import ROWS
+from benchmarks.limits.rows import Load, saturation
+from proxy.simulator.profile import Profile, Style
+
+ONE = range(1)
+
+
+def test_every_target_has_its_row():
+    assert {row.number for row in ROWS} == {f"T{number}" for number in range(14)}
+
+
+@pytest.mark.parametrize(("style", "most"), [(Style.OPENAI, 2), (Style.NONE, 10)])
+def test_a_cold_burst_at_an_unknown_provider_is_served_with_hardly_a_refusal(style, most):
+    assert stories.cold_burst("", style, most).measure(ONE).met
+
+
+@pytest.mark.parametrize(
+    ("load", "used", "refused"),
+    [
+        (Load(Profile(requests_per_minute=600, output_tokens=100), 90.0), 0.99, 0.0),
+        (Load(Profile(tokens_per_minute=150_000, max_tokens_weight=1.0), 180.0, max_tokens=500), 0.99, 0.002),
+        (Load(Profile(requests_per_minute=300, style=Style.NONE, output_tokens=100), 400.0), 0.98, 0.01),
+        (Load(Profile(requests_per_minute=120, window_seconds=10, style=Style.NONE), 600.0), 0.95, 0.01),
+    ],
+)
+def test_a_limit_nobody_told_is_used_and_hardly_exceeded(load, used, refused):
+    result = saturation("", "", load, used=used, refused=refused).measure(ONE)
+    assert result.met, result.text
+
+
+def test_a_story_that_misses_its_target_says_so():
+    row = stories.cold_burst("", Style.NONE, -1)
+    assert row.measure(ONE).met is False
+    assert "300 served" in row.measure(ONE).text
+
+
+def test_the_baselines_run_on_the_same_provider():
+    row = stories.cold_burst("", Style.OPENAI, 2)
+    assert row.baseline is not None
+    assert row.baseline(0, "fixed 64").endswith("refused")
