@@ -26,7 +26,7 @@ serve: $(READY)  ## run the gateway (CONFIG=file, else OPENAI_API_KEY / ANTHROPI
 	@$(BIN)/penstock serve $(if $(CONFIG),--config $(CONFIG))
 
 test: $(READY)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: $(READY)  ## all that CI checks besides the tests: style, types, the import contracts
 	$(BIN)/ruff check .
