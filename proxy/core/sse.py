@@ -185,20 +185,8 @@ class Reader:
 
     def _note_usage(self, body: Mapping[str, object]) -> None:
         told = usage.of(body.get("usage"))
-        if told is None:
-            return
-        before = self.usage
-        if before is None:
-            self.usage = told
-            return
-        # Anthropic tells the input at the start and the output at the end, as totals; the later figure holds.
-        self.usage = Usage(
-            told.input or before.input,
-            told.output or before.output,
-            told.cached or before.cached,
-            told.cache_write or before.cache_write,
-            told.reasoning or before.reasoning,
-        )
+        if told is not None:
+            self.usage = usage.later(self.usage, told)
 
 
 _DONE: Mapping[str, object] = {}

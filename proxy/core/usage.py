@@ -40,7 +40,24 @@ def of(said: object) -> Usage | None:
         cached = _count(said, "cache_read_input_tokens")
         written = _count(said, "cache_creation_input_tokens")
         entered = (entered or 0) + (cached or 0) + (written or 0)
-    return Usage(entered or 0, left or 0, cached or 0, written or 0, _count(details_out, "reasoning_tokens") or 0)
+    reasoned = _count(details_out, "reasoning_tokens", "thinking_tokens")
+    return Usage(entered or 0, left or 0, cached or 0, written or 0, reasoned or 0)
+
+
+def later(before: Usage | None, told: Usage) -> Usage:
+    """What holds when a stream tells its usage again. All figures are totals, so the later one holds; one that is left
+    out the second time stays, as when Anthropic tells the input at the start and only the output at the end."""
+    if before is None:
+        return told
+    fresh = told.input - told.cached - told.cache_write
+    cached, written = told.cached or before.cached, told.cache_write or before.cache_write
+    return Usage(
+        max(0, (fresh or before.input - before.cached - before.cache_write) + cached + written),
+        told.output or before.output,
+        cached,
+        written,
+        told.reasoning or before.reasoning,
+    )
 
 
 def _part(said: Mapping[str, object], *names: str) -> Mapping[str, object]:

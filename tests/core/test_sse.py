@@ -112,6 +112,28 @@ ANTHROPIC = named(
     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15}},
     {"type": "message_stop"},
 )
+ANTHROPIC_THINKING = named(
+    {
+        "type": "message_start",
+        "message": {"id": "a-1", "model": "claude", "usage": {"input_tokens": 9, "output_tokens": 0}},
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": "", "signature": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": ODD}},
+    {"type": "content_block_stop", "index": 0},
+    {
+        "type": "content_block_start",
+        "index": 1,
+        "content_block": {"type": "tool_use", "id": "t-1", "name": "f", "input": {}},
+    },
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"a": "b"}'}},
+    {"type": "content_block_stop", "index": 1},
+    {
+        "type": "message_delta",
+        "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+        "usage": {"input_tokens": 9, "cache_read_input_tokens": 30, "output_tokens": 15},
+    },
+    {"type": "message_stop"},
+)
 LLAMA_CPP = data(
     chat({"role": "assistant", "content": None}),
     chat({"reasoning_content": ODD}),
@@ -134,12 +156,13 @@ DIALECTS = {
     "a tool call": (TOOL_CALL, 1, 3, None, "tool_calls", True),
     "completions": (COMPLETIONS, 1, 2, Usage(3, 2), "length", True),
     "responses": (RESPONSES, 2, 4, Usage(7, 6, cached=1, reasoning=2), "completed", True),
+    "Anthropic, thinking": (ANTHROPIC_THINKING, 2, 7, Usage(39, 15, cached=30), "tool_use", True),
     "Anthropic": (ANTHROPIC, 3, 5, Usage(33, 15, cached=20, cache_write=3), "end_turn", True),
     "llama.cpp": (LLAMA_CPP, 1, 3, Usage(4, 2), "stop", True),
     "transformers": (TRANSFORMERS, 0, 2, Usage(5, 2), "length", False),
     "comments": (COMMENTED, 2, 5, Usage(9, 12, cached=4, reasoning=5), "stop", True),
 }
-IDS = {"responses": ("r-1", "m-1"), "Anthropic": ("a-1", "claude")}
+IDS = {"responses": ("r-1", "m-1"), "Anthropic": ("a-1", "claude"), "Anthropic, thinking": ("a-1", "claude")}
 
 dialects = pytest.mark.parametrize("dialect", DIALECTS)
 endings = pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)

@@ -39,6 +39,10 @@ DIALECTS = {
         },
         Usage(33, 5, cached=20, cache_write=3),
     ),
+    "Anthropic, of whose output a part was thought": (
+        {"input_tokens": 10, "output_tokens": 50, "output_tokens_details": {"thinking_tokens": 30}},
+        Usage(10, 50, reasoning=30),
+    ),
     "Anthropic, at the end of a stream": ({"output_tokens": 15}, Usage(0, 15)),
     "cache writes within the input": (
         {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"cache_write_tokens": 4}},
@@ -94,3 +98,43 @@ def test_no_count_is_below_zero_or_absurd(said):
         for count in (told.input, told.output, told.cached, told.cache_write, told.reasoning):
             assert isinstance(count, int)
             assert 0 <= count <= 3 * TOKENS_MAX
+
+
+# ── usage that is told more than once ──
+
+PARTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+counts = st.integers(0, 10**6)
+
+
+def folded(*said):
+    known = None
+    for each in said:
+        if (told := usage.of(each)) is not None:
+            known = usage.later(known, told)
+    return known
+
+
+@given(st.tuples(*[counts] * 4), st.lists(st.dictionaries(st.sampled_from(PARTS), st.integers(1, 10**6)), max_size=4))
+def test_in_a_stream_of_anthropic_s_the_last_word_on_each_count_holds(start, deltas):
+    """message_start tells all of them, message_delta those that it likes, as totals; `output_tokens` always."""
+    known = dict(zip(PARTS, start, strict=True))
+    deltas = [delta | {"output_tokens": 1 + number} for number, delta in enumerate(deltas)]
+    said = [known.copy(), *deltas]
+    for delta in deltas:
+        known |= delta
+    fresh, cached, written, left = known.values()
+    assert folded(*said) == Usage(fresh + cached + written, left, cached=cached, cache_write=written)
+
+
+@given(counts, counts, counts)
+def test_a_count_told_twice_is_counted_once(entered, cached, left):
+    """vLLM's continuous_usage_stats, and OpenAI's whole usage at the end."""
+    said = {"prompt_tokens": entered, "completion_tokens": left, "prompt_tokens_details": {"cached_tokens": cached}}
+    assert folded(said, said) == usage.of(said)
+
+
+@given(*[st.builds(Usage, *[counts] * 5)] * 2)
+def test_whatever_is_told_twice_no_count_is_below_zero(before, told):
+    known = usage.later(before, told)
+    assert min(known.input, known.output, known.cached, known.cache_write, known.reasoning) >= 0
+    assert usage.later(None, told) == told
