@@ -20,7 +20,8 @@ from types import TracebackType
 
 from aiohttp import web
 
-from proxy.api import admin, openai
+from proxy.api import admin, anthropic, openai
+from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge, Server
 from proxy.config import ConfigError, Settings
 from proxy.core import cost
@@ -95,7 +96,8 @@ class Gateway:
         self.telemetry.levels(lambda: self._levels)
         self._transport = HttpTransport(self.telemetry.connections)
         self._relay = Relay(self.limits, self._transport, self.telemetry, now, wall)
-        self._edge = Edge(lambda: self.plan, openai.endpoints(self._relay), self.telemetry, now)
+        endpoints = {OPENAI: openai.endpoints(self._relay), ANTHROPIC: anthropic.endpoints(self._relay)}
+        self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, now)
         self._runners: list[web.BaseRunner] = []
         self.port = 0
         self.admin_port = 0

@@ -173,7 +173,7 @@ def simulate(
     error_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of calls answered 500.")] = 0.0,
     cut_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of streams that end in the middle.")] = 0.0,
 ) -> None:
-    """Run a simulated provider: OpenAI's API with real limits, headers and refusals, and no model behind it."""
+    """Run a simulated provider: OpenAI's API and Anthropic's with real limits, headers and refusals, and no model."""
     known = profiles.BY_NAME.get(profile)
     if known is None:
         _fail(f"there is no profile `{profile}`; choose one of {', '.join(profiles.BY_NAME)}")

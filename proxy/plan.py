@@ -168,10 +168,14 @@ class Plan:
         by_sound = {name.casefold(): name for name in self._exact}
         return next((by_sound[near] for near in get_close_matches(model[:MODEL_LIMIT].casefold(), by_sound, n=1)), None)
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names that can be listed: wildcards are not among them."""
-        return tuple(self._exact)
+    def listed(self, dialect: str) -> tuple[str, ...]:
+        """The models that are served in this dialect and can be listed: wildcards are not among them."""
+        return tuple(name for name, route in self._exact.items() if route.dialect == dialect)
+
+    def first_wildcard(self, dialect: str) -> Route | None:
+        """The route of the first wildcard that is served in this dialect."""
+        routes = (self.route(name) for name in self.settings.models if name.endswith("*"))
+        return next((route for route in routes if route is not None and route.dialect == dialect), None)
 
     def _route(self, name: str, asked: str | None) -> Route:
         said = self.settings.models[name]

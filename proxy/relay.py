@@ -344,7 +344,7 @@ class Relay:
         try:
             if record.first_byte is None:
                 record.first_byte, record.status = began, reply.status
-                await sink.start(reply.status, _for_client(reply.headers))
+                await sink.start(reply.status, _for_client(reply.status, reply.headers))
             if data:
                 await sink.write(data)
                 record.chunks += 1
@@ -383,7 +383,7 @@ class Relay:
         if setback.error is not None:
             raise _as_error(setback.error.reason, record.upstream) from setback.error
         record.status, record.first_byte = setback.status, self._now()
-        told = _for_client(setback.headers) | {"content-length": str(len(setback.body))}
+        told = _for_client(setback.status, setback.headers) | {"content-length": str(len(setback.body))}
         if setback.meaning.retry is not Retry.NEVER or setback.status == 429 or setback.status >= 500:
             told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
         await self._told(sink.start(setback.status, told), record)
@@ -397,8 +397,10 @@ class Relay:
         record.error_type, record.error_source = meaning.reason.word, meaning.reason.source
 
 
-def _for_client(said: Mapping[str, str]) -> dict[str, str]:
+def _for_client(status: int, said: Mapping[str, str]) -> dict[str, str]:
     told = {name: value for name, value in said.items() if name in TO_CLIENT}
+    if status < 300:
+        told.pop("retry-after", None)  # Anthropic sends it with every answer; only a refusal means it
     if "content-length" in said and not is_stream(said):
         told["content-length"] = said["content-length"]
     return told

@@ -38,7 +38,7 @@ def test_a_model_goes_to_its_upstreams_in_their_order():
     plan = Plan(settings({"m": to("two", "one", upstream_model="qwen3")}, upstreams=said), Pools())
     assert names(plan.route("m")) == [("two", "qwen3"), ("one", "qwen3")]
     assert plan.route("m") is plan.route("m")
-    assert plan.models == ("m",)
+    assert plan.listed("openai") == ("m",)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_model_goes_to_its_upstreams_in_their_order():
 def test_the_longest_beginning_wins_and_an_exact_name_before_all(model, found):
     plan = Plan(settings({name: to() for name in ("*", "claude-*", "claude-3-*", "claude-3")}), Pools())
     assert plan.route(model).name == found
-    assert plan.models == ("claude-3",)
+    assert plan.listed("openai") == ("claude-3",)
 
 
 def test_a_model_that_stands_for_nothing_has_no_route():

@@ -1,4 +1,4 @@
-"""The answer to one HTTP request: the relay's sink, and the shape of the gateway's own errors."""
+"""The answer to one HTTP request: the relay's sink, and the gateway's own errors in the client's dialect."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 from aiohttp import web
 
+from proxy.api.dialects import Dialect
 from proxy.core.sse import is_stream
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed
 from proxy.telemetry import Record, server_timing
@@ -24,13 +25,14 @@ class HttpAnswer:
     """Writes an answer to the client that asked; see `proxy.relay.Sink`.
 
     Attributes:
+        dialect: the client's.
         response: None until an answer has begun.
     """
 
-    __slots__ = ("_now", "_record", "_request", "is_stream", "response")
+    __slots__ = ("_now", "_record", "_request", "dialect", "is_stream", "response")
 
-    def __init__(self, request: web.BaseRequest, record: Record, now: Callable[[], float]) -> None:
-        self._request, self._record, self._now = request, record, now
+    def __init__(self, request: web.BaseRequest, dialect: Dialect, record: Record, now: Callable[[], float]) -> None:
+        self._request, self.dialect, self._record, self._now = request, dialect, record, now
         self.is_stream = False
         self.response: web.StreamResponse | None = None
 
@@ -60,7 +62,7 @@ class HttpAnswer:
         """A stream gets an error event, as the SDKs understand it; any other body ends with its connection, so that it
         comes up short of its length or its last chunk."""
         if self.is_stream:
-            await self.write(b"event: error\ndata: " + _encoded(error, type="error") + b"\n\n")
+            await self.write(b"event: error\ndata: " + self._encoded(error, type="error") + b"\n\n")
             await self.finish()
         elif (transport := self._request.transport) is not None:
             transport.close()
@@ -79,7 +81,7 @@ class HttpAnswer:
             headers["x-should-retry"] = "true" if error.should_retry else "false"
         if isinstance(error, MethodNotAllowed):
             headers["allow"] = error.allowed
-        await self.give(error.status, _encoded(error), headers)
+        await self.give(error.status, self._encoded(error), headers)
 
     async def give(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         """Answer with a whole body."""
@@ -95,12 +97,12 @@ class HttpAnswer:
 
     def _all(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {
+            self.dialect.id_header: self._record.request_id,
             **headers,
             "server": SERVER,
             "x-request-id": self._record.request_id,
             "server-timing": server_timing(self._record, self._now()),
         }
 
-
-def _encoded(error: GatewayError, **more: object) -> bytes:
-    return msgspec.json.encode(more | error.as_dict())
+    def _encoded(self, error: GatewayError, **more: object) -> bytes:
+        return msgspec.json.encode(more | self.dialect.shape(error, self._record.request_id))

@@ -19,7 +19,9 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.log import server_logger
 
+from proxy.api import dialects
 from proxy.api.answering import HttpAnswer
+from proxy.api.dialects import Dialect
 from proxy.core.gate import Priority
 from proxy.core.headers import TO_UPSTREAM
 from proxy.core.outcome import Outcome
@@ -189,25 +191,38 @@ class Endpoint:
 _NOWHERE = Endpoint("other", "other", {})
 
 
+class _Table:
+    """The endpoints of one dialect."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self._exact = {path: endpoint for path, endpoint in endpoints.items() if not path.endswith("/")}
+        self._below = {path: endpoint for path, endpoint in endpoints.items() if path.endswith("/")}
+
+    def find(self, path: str) -> Endpoint:
+        endpoint = self._exact.get(path)
+        if endpoint is None:
+            endpoint = next((below for start, below in self._below.items() if path.startswith(start)), _NOWHERE)
+        return endpoint
+
+
 class Edge:
     """The handler of aiohttp's server.
 
     Args:
         plan: the plan in force when a request arrives; it keeps that one.
-        endpoints: by path; one that ends in `/` stands for all paths below it.
+        endpoints: by path, for each dialect; a path that ends in `/` stands for all below it.
     """
 
     def __init__(
         self,
         plan: Callable[[], Plan],
-        endpoints: Mapping[str, Endpoint],
+        endpoints: Mapping[Dialect, Mapping[str, Endpoint]],
         telemetry: Telemetry,
         now: Callable[[], float],
         draw_bits: Callable[[int], int] = random.getrandbits,
     ) -> None:
         self._plan, self._telemetry, self._now, self._draw_bits = plan, telemetry, now, draw_bits
-        self._exact = {path: endpoint for path, endpoint in endpoints.items() if not path.endswith("/")}
-        self._below = {path: endpoint for path, endpoint in endpoints.items() if path.endswith("/")}
+        self._tables = {dialect: _Table(known) for dialect, known in endpoints.items()}
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.draining = False
@@ -225,7 +240,8 @@ class Edge:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = request.headers
         path = request.raw_path.partition("?")[0]
-        endpoint = self._endpoint(path)
+        dialect = dialects.spoken(path, headers)
+        endpoint = self._tables[dialect].find(path)
         asked_id = headers.get("x-request-id", "")
         record = self._telemetry.begin(
             endpoint.operation,
@@ -237,7 +253,7 @@ class Edge:
         )
         self._in_flight += 1
         with self._telemetry.request(record):
-            answer = HttpAnswer(request, record, self._now)
+            answer = HttpAnswer(request, dialect, record, self._now)
             try:
                 await self._serve(request, endpoint, record, answer)
             except ClientGone:
@@ -256,7 +272,7 @@ class Edge:
             if self.draining:
                 raise Draining("the gateway is stopping; ask again, another one will answer", retry_after=1.0)
             plan = self._plan()
-            handler = _handler(endpoint, request.method, request.raw_path)
+            handler = _handler(endpoint, request, answer.dialect)
             began = self._now()
             record.caller = _caller(plan, request.headers)
             record.auth_seconds = self._now() - began
@@ -274,21 +290,16 @@ class Edge:
             record.error_type, record.error_source = Internal.word, Internal.source
             await answer.refuse(Internal(f"internal error; it is logged as {record.request_id}"))
 
-    def _endpoint(self, path: str) -> Endpoint:
-        endpoint = self._exact.get(path)
-        if endpoint is None:
-            endpoint = next((below for start, below in self._below.items() if path.startswith(start)), _NOWHERE)
-        return endpoint
 
-
-def _handler(endpoint: Endpoint, method: str, path: str) -> Handler:
-    handler = endpoint.handlers.get(method)
+def _handler(endpoint: Endpoint, request: web.BaseRequest, dialect: Dialect) -> Handler:
+    handler = endpoint.handlers.get(request.method)
     if handler is not None:
         return handler
     if endpoint.handlers:
         allowed = ", ".join(endpoint.handlers)
-        raise MethodNotAllowed(f"{method} is not possible here; use {allowed}", allowed=allowed)
-    hint = "" if path.startswith("/v1/") else "; the endpoints begin with /v1, so base_url ends in /v1"
+        raise MethodNotAllowed(f"{request.method} is not possible here; use {allowed}", allowed=allowed)
+    is_below = request.raw_path.startswith("/v1/") and not request.raw_path.startswith("/v1/v1/")
+    hint = "" if is_below else f"; the endpoints begin with /v1, so {dialect.base}"
     raise UnknownPath(f"there is no such endpoint{hint}")
 
 

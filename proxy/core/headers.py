@@ -26,7 +26,9 @@ TO_UPSTREAM = frozenset(
     {
         "accept",
         "anthropic-beta",
+        "anthropic-user-profile-id",
         "anthropic-version",
+        "anthropic-workspace-id",
         "content-type",
         "idempotency-key",
         "openai-beta",

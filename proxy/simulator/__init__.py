@@ -4,6 +4,7 @@
     meter.py     how it keeps count: buckets and windows          wording.py   what it writes of them
     provider.py  what it decides, as a pure machine in any time   <- read this first
     asks.py      what is asked over HTTP                          answers.py   what is answered
+    messages.py  the same of Anthropic's messages
     server.py    the endpoints, in real time
 
 One profile, one seed and the same arrivals always make the same run.

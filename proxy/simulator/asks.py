@@ -1,4 +1,4 @@
-"""The bodies of OpenAI's endpoints, as far as a simulated answer depends on them: body -> `Ask`, or `BadAsk`.
+"""The bodies that are sent, as far as a simulated answer depends on them: body -> `Ask`, or `BadAsk`.
 
 Fields that do not matter here are let through unread, as the real API grows new ones all the time.
 """
@@ -33,6 +33,8 @@ class Ask:
     include_usage: bool = False
     dimensions: int | None = None  # of embeddings
     base64: bool = False  # embeddings as bytes
+    tool: str = ""  # one that must be used
+    thinks: bool = False  # before it answers
 
 
 class _StreamOptions(msgspec.Struct):
@@ -90,7 +92,7 @@ class _Response(msgspec.Struct):
 
 def chat(body: bytes) -> Ask:
     """The answer echoes the last message of the user (of anybody, where there is none)."""
-    said = _decode(body, _Chat)
+    said = decode(body, _Chat)
     return Ask(
         model=said.model,
         prompts=(_last_user_text(said.messages),) * (said.n or 1),
@@ -101,7 +103,7 @@ def chat(body: bytes) -> Ask:
 
 
 def completion(body: bytes) -> Ask:
-    said = _decode(body, _Completion)
+    said = decode(body, _Completion)
     prompts, characters = _texts(said.prompt)
     return Ask(
         model=said.model,
@@ -113,7 +115,7 @@ def completion(body: bytes) -> Ask:
 
 
 def embedding(body: bytes) -> Ask:
-    said = _decode(body, _Embedding)
+    said = decode(body, _Embedding)
     prompts, characters = _texts(said.input)
     return Ask(
         said.model, prompts, Size(characters), dimensions=said.dimensions, base64=said.encoding_format == "base64"
@@ -121,7 +123,7 @@ def embedding(body: bytes) -> Ask:
 
 
 def response(body: bytes) -> Ask:
-    said = _decode(body, _Response)
+    said = decode(body, _Response)
     prompt = said.input if isinstance(said.input, str) else _last_user_text(said.input)
     read = len(said.input) if isinstance(said.input, str) else sum(len(item.text) for item in said.input)
     size = Size(read + len(said.instructions or ""), said.max_output_tokens)
@@ -131,7 +133,8 @@ def response(body: bytes) -> Ask:
 _Said = TypeVar("_Said")
 
 
-def _decode(body: bytes, form: type[_Said]) -> _Said:
+def decode(body: bytes, form: type[_Said]) -> _Said:
+    """Raises BadAsk."""
     try:
         return msgspec.json.decode(body, type=form)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""The provider over HTTP: OpenAI's endpoints in real time, on the decisions of `Provider`.
+"""The provider over HTTP: OpenAI's endpoints and Anthropic's in real time, on the decisions of `Provider`.
 
     request -> seen? -> key? -> Ask -> Provider.arrive -> paced answer -> Provider.leave
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from proxy.simulator import answers, asks, wording
+from proxy.simulator import answers, asks, messages, wording
 from proxy.simulator.answers import Form, StreamedForm
 from proxy.simulator.asks import Ask, BadAsk
 from proxy.simulator.profile import Profile, Style
@@ -36,6 +36,7 @@ _ENDPOINTS: dict[str, tuple[Callable[[bytes], Ask], type[Form]]] = {
     "/v1/completions": (asks.completion, answers.Completion),
     "/v1/embeddings": (asks.embedding, answers.Embedding),
     "/v1/responses": (asks.response, answers.Response),
+    "/v1/messages": (messages.creation, messages.Message),
 }
 
 
@@ -70,6 +71,7 @@ class Simulator:
         app = web.Application(client_max_size=_BODY_LIMIT)
         for path in _ENDPOINTS:
             app.router.add_post(path, self._guarded(self._call))
+        app.router.add_post("/v1/messages/count_tokens", self._guarded(self._count_tokens))
         app.router.add_get("/v1/models", self._guarded(self._list_models))
         app.router.add_get("/v1/models/{model:.+}", self._guarded(self._show_model))
         app.router.add_route("*", "/{path:.*}", self._unknown)
@@ -106,10 +108,9 @@ class Simulator:
         if key and (not keys or key in keys):
             return None
         if key:
-            message, code = "Incorrect API key provided.", "invalid_api_key"
-        else:
-            message, code = "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.", None
-        return self._json(401, wording.error(message, "invalid_request_error", code=code), serial)
+            return self._wrong(request, 401, "Incorrect API key provided.", serial, code="invalid_api_key")
+        message = "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`."
+        return self._wrong(request, 401, message, serial)
 
     async def _call(self, request: web.Request, serial: str) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
@@ -118,13 +119,13 @@ class Simulator:
         try:
             ask = read(await request.read())
         except BadAsk as error:
-            return self._json(400, wording.error(str(error), "invalid_request_error"), serial)
+            return self._wrong(request, 400, str(error), serial)
         if not self._has(ask.model):
-            return self._no_model(ask.model, serial)
+            return self._no_model(request, ask.model, serial)
         began = loop.time()
         decision = provider.arrive(began, ask.size, ask.model)
         if isinstance(decision, Refused):
-            return self._json(decision.status, decision.body, serial, decision.headers)
+            return self._error(request, decision.status, decision.body, serial, decision.headers)
         try:
             form = form_of(ask, decision, provider.profile, serial=serial, created=int(time.time()))
             if decision.fault is Fault.RESET:
@@ -144,7 +145,7 @@ class Simulator:
         if admitted.fault is Fault.STALL:
             await asyncio.sleep(profile.stall_seconds)
         if admitted.fault is Fault.ERROR_EVENT:
-            return self._json(500, wording.broken(profile.style), serial, admitted.headers)
+            return self._error(request, 500, wording.broken(profile.style), serial, admitted.headers)
         headers = self._headers(serial, admitted.headers, asyncio.get_running_loop().time() - began)
         body = msgspec.json.encode(form.whole())
         if admitted.fault in (Fault.CUT, Fault.ABORT):
@@ -191,13 +192,25 @@ class Simulator:
         await response.write_eof()
         return response
 
+    async def _count_tokens(self, request: web.Request, serial: str) -> web.StreamResponse:
+        """Has limits of its own at the real one, so none here."""
+        try:
+            ask = messages.count(await request.read())
+        except BadAsk as error:
+            return self._wrong(request, 400, str(error), serial)
+        return self._json(200, {"input_tokens": ask.size.input_tokens}, serial)
+
     async def _list_models(self, request: web.Request, serial: str) -> web.Response:
-        models = self.provider.profile.models or _MODELS
-        return self._json(200, {"object": "list", "data": [_model(name) for name in models]}, serial)
+        names = self.provider.profile.models
+        if _is_anthropics(request):
+            return self._json(200, messages.models(names), serial)
+        return self._json(200, {"object": "list", "data": [_model(name) for name in names or _MODELS]}, serial)
 
     async def _show_model(self, request: web.Request, serial: str) -> web.Response:
         name = request.match_info["model"]
-        return self._json(200, _model(name), serial) if self._has(name) else self._no_model(name, serial)
+        if not self._has(name):
+            return self._no_model(request, name, serial)
+        return self._json(200, messages.model(name) if _is_anthropics(request) else _model(name), serial)
 
     async def _unknown(self, request: web.Request) -> web.Response:
         serial = self._next_serial()
@@ -205,17 +218,32 @@ class Simulator:
             await self._remember(request)
         if request.path in _ENDPOINTS or request.path == "/v1/models":
             message = f"Not allowed to {request.method} on {request.path}."
-            return self._json(405, wording.error(message, "invalid_request_error", code="method_not_supported"), serial)
-        message = f"Invalid URL ({request.method} {request.path})"
-        return self._json(404, wording.error(message, "invalid_request_error"), serial)
+            return self._wrong(request, 405, message, serial, code="method_not_supported")
+        return self._wrong(request, 404, f"Invalid URL ({request.method} {request.path})", serial)
 
     def _has(self, model: str) -> bool:
         models = self.provider.profile.models
         return not models or model in models
 
-    def _no_model(self, model: str, serial: str) -> web.Response:
+    def _no_model(self, request: web.Request, model: str, serial: str) -> web.Response:
         message = f"The model `{model}` does not exist or you do not have access to it."
-        return self._json(404, wording.error(message, "invalid_request_error", code="model_not_found"), serial)
+        return self._wrong(request, 404, message, serial, code="model_not_found")
+
+    def _wrong(
+        self, request: web.Request, status: int, message: str, serial: str, code: str | None = None
+    ) -> web.Response:
+        return self._error(request, status, wording.error(message, "invalid_request_error", code=code), serial)
+
+    def _error(
+        self,
+        request: web.Request,
+        status: int,
+        said: dict[str, object],
+        serial: str,
+        limits: Mapping[str, str] | None = None,
+    ) -> web.Response:
+        told = wording.for_anthropics_clients(status, said) if _is_anthropics(request) else said
+        return self._json(status, told, serial, limits)
 
     def _json(
         self, status: int, said: Mapping[str, object], serial: str, limits: Mapping[str, str] | None = None
@@ -226,7 +254,7 @@ class Simulator:
         )
 
     def _headers(self, serial: str, limits: Mapping[str, str], seconds: float) -> dict[str, str]:
-        headers = {"x-request-id": f"req_{serial}"}
+        headers = {"request-id" if self.provider.style is Style.ANTHROPIC else "x-request-id": f"req_{serial}"}
         if self.provider.style in (Style.OPENAI, Style.AZURE):
             headers["openai-processing-ms"] = str(round(seconds * 1000))
             headers["openai-version"] = "2020-10-01"
@@ -291,3 +319,8 @@ async def _broken_off(request: web.Request, response: web.StreamResponse, *, cle
 
 def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 1_721_172_741, "owned_by": "simulator"}
+
+
+def _is_anthropics(request: web.Request) -> bool:
+    """Whether a client of Anthropic's API asks."""
+    return "anthropic-version" in request.headers or request.path.startswith("/v1/messages")

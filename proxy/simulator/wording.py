@@ -104,8 +104,27 @@ def error(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _anthropic_error(message: str, kind: str) -> dict[str, object]:
+def anthropic_error(message: str, kind: str) -> dict[str, object]:
+    """An error in Anthropic's shape."""
     return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def for_anthropics_clients(status: int, said: dict[str, object]) -> dict[str, object]:
+    """Any error in Anthropic's shape; what is in it already stays as it is."""
+    told = said["error"]
+    if said.get("type") == "error" or not isinstance(told, dict):
+        return said
+    return anthropic_error(str(told["message"]), _KINDS.get(status, "api_error"))
 
 
 def limit_reached(style: Style, meter: Meter, *, model: str, cost: float, wait: float) -> dict[str, object]:
@@ -126,7 +145,7 @@ def limit_reached(style: Style, meter: Meter, *, model: str, cost: float, wait: 
     if style is Style.ANTHROPIC:
         few = meter.dimension == "requests"
         advice = "" if few else "Please reduce the prompt length or the maximum tokens requested, or try again later. "
-        return _anthropic_error(
+        return anthropic_error(
             f"This request would exceed your organization's rate limit of {limit:,} "
             f"{'requests' if few else 'input tokens'} per minute (org: {ORGANIZATION}, model: {model}). For details, "
             "refer to: https://docs.claude.com/en/api/rate-limits. You can see the response headers for current usage. "
@@ -152,7 +171,7 @@ def _phrase(meter: Meter) -> str:
 def too_large(style: Style, meter: Meter, *, model: str, cost: float) -> dict[str, object]:
     """The body of a 429 for a call that exceeds the whole limit by itself."""
     if style is Style.ANTHROPIC:
-        return _anthropic_error(
+        return anthropic_error(
             f"Request too large: this request would exceed the rate limit of {meter.spoken} input tokens per minute.",
             "rate_limit_error",
         )
@@ -168,7 +187,7 @@ def too_large(style: Style, meter: Meter, *, model: str, cost: float) -> dict[st
 def overloaded(style: Style) -> tuple[int, dict[str, object]]:
     """Status and body when too many calls are in flight."""
     if style is Style.ANTHROPIC:
-        return 529, _anthropic_error("Overloaded", "overloaded_error")
+        return 529, anthropic_error("Overloaded", "overloaded_error")
     if style is Style.NONE:
         return 503, error("The engine's waiting queue is full. Please try again later.", "ServiceUnavailable", code=503)
     return 503, error(
@@ -180,7 +199,7 @@ def overloaded(style: Style) -> tuple[int, dict[str, object]]:
 
 def no_money(style: Style) -> dict[str, object]:
     if style is Style.ANTHROPIC:
-        return _anthropic_error("You have reached your specified API usage limits.", "enforced_spend_limit_reached")
+        return anthropic_error("You have reached your specified API usage limits.", "enforced_spend_limit_reached")
     return error(
         "You exceeded your current quota, please check your plan and billing details. For more information on this "
         "error, read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors.",
@@ -191,7 +210,7 @@ def no_money(style: Style) -> dict[str, object]:
 
 def too_steep(style: Style) -> dict[str, object]:
     if style is Style.ANTHROPIC:
-        return _anthropic_error("Number of requests has risen too fast. Please ramp up slowly.", "rate_limit_error")
+        return anthropic_error("Number of requests has risen too fast. Please ramp up slowly.", "rate_limit_error")
     return error(
         "Your request rate rose too fast. Please reduce it to its original level, hold it there for at least 15 "
         "minutes, and then increase it gradually.",
@@ -203,7 +222,7 @@ def too_steep(style: Style) -> dict[str, object]:
 def broken(style: Style) -> dict[str, object]:
     """The body of a 5xx, and the error told in a stream."""
     if style is Style.ANTHROPIC:
-        return _anthropic_error("Internal server error", "api_error")
+        return anthropic_error("Internal server error", "api_error")
     return error("The server had an error while processing your request. Sorry about that!", "server_error")
 
 

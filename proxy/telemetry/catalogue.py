@@ -74,8 +74,8 @@ CREDENTIALS = Configured("upstreams", cap=50)  # each upstream has one
 GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
 KEYS = Configured("callers", cap=200)
 
-OPERATIONS = ("chat", "completions", "embeddings", "responses", "models", OTHER)
-TOKENLESS = frozenset({"models", OTHER})  # operations whose answers count no tokens
+OPERATIONS = ("chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models", OTHER)
+TOKENLESS = frozenset({"count_tokens", "models", OTHER})  # operations whose answers count no tokens
 PRIORITIES = ("interactive", "default", "batch")
 STREAM = ("false", "true")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)

@@ -65,7 +65,7 @@ class Record:
     """One call, from its first byte to its last."""
 
     request_id: str
-    operation: str  # chat, completions, embeddings, responses, models
+    operation: str  # chat, completions, embeddings, messages, models, ...; a word of the catalogue's OPERATIONS
     method: str
     route: str  # the path as a constant of the routing table; "other" where none matched
     arrived: float

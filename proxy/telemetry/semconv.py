@@ -32,7 +32,7 @@ GEN_AI_CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
 GEN_AI_REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
 
 # What the conventions call our operations; the others go by our own word.
-GEN_AI_OPERATIONS = {"completions": "text_completion", "responses": "chat"}
+GEN_AI_OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
 
 REQUEST_ID = "penstock.request_id"
 KEY = "penstock.key"  # the alias

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
+from proxy.api.dialects import OPENAI
 from proxy.api.edge import Edge, Endpoint, Visit
 from proxy.app import Gateway
 from proxy.config import ConfigError, Model, Problem, Server, Settings
@@ -214,7 +215,7 @@ async def test_what_an_unforeseen_error_says_is_told_to_nobody(tmp_path, logged)
     gateway = Gateway(said)
     edge = Edge(
         lambda: gateway.plan,
-        {CHAT: Endpoint("chat", CHAT, {"POST": fall})},
+        {OPENAI: {CHAT: Endpoint("chat", CHAT, {"POST": fall})}},
         gateway.telemetry,
         asyncio.get_running_loop().time,
     )

@@ -1,0 +1,80 @@
+"""From a request to a call: what the endpoints of both dialects have in common.
+
+body -> what it asks for -> the route of its model -> a call for the relay
+"""
+
+from __future__ import annotations
+
+from proxy.api import dialects
+from proxy.api.dialects import Dialect
+from proxy.api.edge import Endpoint, Visit
+from proxy.core import asked
+from proxy.core.asked import Asked, Unreadable
+from proxy.errors import InvalidRequest, ModelNotFound
+from proxy.plan import Plan, Route
+from proxy.relay import Call, Relay
+
+
+def creating(
+    relay: Relay, dialect: Dialect, operation: str, path: str, *, reports_usage: bool = False
+) -> dict[str, Endpoint]:
+    """The endpoint whose JSON body names a model, which is to answer it."""
+
+    async def create(visit: Visit) -> None:
+        wanted = read(await visit.body())
+        record = visit.record
+        record.asked_model, record.stream, record.max_tokens = wanted.model, wanted.stream, wanted.max_tokens
+        route = routed(visit.plan, wanted.model, dialect)
+        record.model = route.name
+        await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
+
+    return {path: Endpoint(operation, path, {"POST": create})}
+
+
+def read(body: bytes) -> Asked:
+    """What a JSON body asks for. Raises InvalidRequest."""
+    try:
+        return asked.read(body)
+    except Unreadable as error:
+        raise InvalidRequest(str(error), code=error.code, param=error.param) from None
+
+
+def routed(plan: Plan, model: str, dialect: Dialect) -> Route:
+    """Where calls for a model go.
+
+    Raises:
+        ModelNotFound: it stands for nothing here.
+        InvalidRequest: it is served, but not in the client's dialect.
+    """
+    route = plan.route(model)
+    if route is None:
+        near = plan.nearest(model)
+        hint = f"did you mean `{near}`?" if near else "GET /v1/models lists those there are."
+        raise ModelNotFound(f"the model `{model[:200]}` is not known here; {hint}", param="model")
+    if route.dialect != dialect.name:
+        other = dialects.BY_NAME[route.dialect]
+        raise InvalidRequest(
+            f"the model `{model[:200]}` is served by an upstream that speaks {other.owner}'s API, not "
+            f"{dialect.owner}'s; ask for it with {other.owner}'s client, by {other.front}",
+            code="wrong_dialect",
+            param="model",
+        )
+    return route
+
+
+def call(
+    visit: Visit, route: Route, wanted: Asked, *, method: str = "POST", path: str = "", reports_usage: bool = False
+) -> Call:
+    return Call(
+        method=method,
+        path=path or visit.path,
+        route=route,
+        asked=wanted,
+        headers={**visit.answer.dialect.defaults, **visit.forwarded},
+        credential=visit.credential,
+        priority=visit.priority,
+        caller=visit.record.caller,
+        deadline=visit.deadline,
+        policy=visit.policy,
+        reports_usage=reports_usage,
+    )
