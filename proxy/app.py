@@ -21,8 +21,9 @@ from types import TracebackType
 from aiohttp import web
 
 from proxy.api import admin, anthropic, openai
+from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
-from proxy.api.edge import Edge, Server
+from proxy.api.edge import Edge
 from proxy.config import ConfigError, Settings
 from proxy.core import cost
 from proxy.core.concurrency import LEAST
@@ -43,7 +44,6 @@ GATES_SHOWN = 60  # on the live page; behind a wildcard there may be a thousand,
 NAME_SHOWN = 128  # characters of a pool's name; behind a wildcard it ends with what a client wrote
 PULSE_SECONDS = 0.1  # between two looks at how late the event loop is
 FLUSH_SECONDS = 5.0  # for logs and spans at the stop; a dead collector must not hold it up
-KEEP_ALIVE_SECONDS = 75.0  # of an idle client connection; longer than most clients keep theirs
 DESCRIPTORS = 65_536  # open files wanted: two sockets for each call in flight
 BACKLOG = 4096  # connections not yet accepted; a burst of thousands of naive calls is what we are for
 
@@ -104,13 +104,8 @@ class Gateway:
 
     async def __aenter__(self) -> Gateway:
         server = self.plan.settings.server
-        edge = Server(
-            self._edge,
-            handler_cancellation=True,  # else a handler runs on after its client has left
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
-            auto_decompress=False,
-        )
+        patience = Patience(server.idle_seconds, server.read_seconds, server.body_bytes_per_second)
+        edge = Server(self._edge, patience)
         controls = admin.Controls(
             lambda: not self._edge.draining, self._admin_key, self.reload, self._report, self._observe, self._look
         )

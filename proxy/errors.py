@@ -1,12 +1,18 @@
 """What the gateway itself may answer. Each error knows its status, its code and the word it is counted under.
 
 GatewayError
+├── Malformed             400  not HTTP, or HTTP that can be read in two ways; its connection ends
 ├── InvalidRequest        400  the request cannot be understood; says what would be right
 ├── Unauthorized          401  no key, or an unknown one
 ├── UnknownPath           404  no such endpoint
 ├── ModelNotFound         404  no route for this model; names the nearest
 ├── MethodNotAllowed      405
+├── TooSlow               408  the request did not come in time; its connection ends
 ├── BodyTooLarge          413
+├── ExpectationFailed     417  another expectation than 100-continue
+├── HeadersTooLarge       431  the head of the request is too large; its connection ends
+├── MethodNotImplemented  501  a method for proxies; its connection ends
+├── VersionNotSupported   505  neither HTTP/1.1 nor HTTP/1.0; its connection ends
 ├── QueueFull             429  too many wait already; come back after `retry_after`
 ├── QueueTimeout          503  no place before the deadline
 ├── Draining              503  this process is stopping; another one will answer
@@ -46,6 +52,7 @@ class GatewayError(Exception):
     word: ClassVar[str] = "internal"  # `error_type` of metrics and logs
     source: ClassVar[str] = "gateway"  # whose budget it comes out of: client, gateway or upstream
     should_retry: ClassVar[bool | None] = None  # x-should-retry; None: left to the client
+    closes: ClassVar[bool] = False  # what follows on the connection is not read
 
     def __init__(
         self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None
@@ -58,6 +65,33 @@ class GatewayError(Exception):
     def as_dict(self) -> dict[str, object]:
         """The body in OpenAI's shape."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class Unheard(GatewayError):
+    """The request was not heard to its end, so whatever follows on its connection is not either."""
+
+    status, kind = 400, "invalid_request_error"
+    word, source, closes = "invalid_request", "client", True
+
+
+class Malformed(Unheard):
+    default_code = "malformed_request"
+
+
+class TooSlow(Unheard):
+    status, default_code = 408, "request_too_slow"
+
+
+class HeadersTooLarge(Unheard):
+    status, default_code = 431, "headers_too_large"
+
+
+class MethodNotImplemented(Unheard):
+    status, default_code = 501, "method_not_implemented"
+
+
+class VersionNotSupported(Unheard):
+    status, default_code = 505, "http_version_not_supported"
 
 
 class InvalidRequest(GatewayError):
@@ -91,6 +125,11 @@ class MethodNotAllowed(GatewayError):
 
 class BodyTooLarge(GatewayError):
     status, default_code, kind = 413, "request_too_large", "invalid_request_error"
+    word, source = "invalid_request", "client"
+
+
+class ExpectationFailed(GatewayError):
+    status, default_code, kind = 417, "expectation_failed", "invalid_request_error"
     word, source = "invalid_request", "client"
 
 

@@ -26,7 +26,6 @@ from proxy.core.answer import BodyReader
 from proxy.core.asked import Asked
 from proxy.core.breaker import Breaker
 from proxy.core.gate import Priority
-from proxy.core.headers import TO_CLIENT
 from proxy.core.learner import Size
 from proxy.core.outcome import Meaning, Outcome, Reason, Retry
 from proxy.core.retry_budget import RetryBudget
@@ -398,7 +397,7 @@ class Relay:
 
 
 def _for_client(status: int, said: Mapping[str, str]) -> dict[str, str]:
-    told = {name: value for name, value in said.items() if name in TO_CLIENT}
+    told = headers.for_client(said)
     if status < 300:
         told.pop("retry-after", None)  # Anthropic sends it with every answer; only a refusal means it
     if "content-length" in said and not is_stream(said):

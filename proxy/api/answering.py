@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpVersion11
 
 from proxy.api.dialects import Dialect
 from proxy.core.sse import is_stream
@@ -39,6 +40,8 @@ class HttpAnswer:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.is_stream = is_stream(headers)
         self.response = _Passing(status=status, headers=self._all(headers))
+        if self._request.version != HttpVersion11 and "content-length" not in headers:
+            self.response.force_close()  # without chunks, only the connection's end tells the answer's
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:
@@ -81,13 +84,18 @@ class HttpAnswer:
             headers["x-should-retry"] = "true" if error.should_retry else "false"
         if isinstance(error, MethodNotAllowed):
             headers["allow"] = error.allowed
-        await self.give(error.status, self._encoded(error), headers)
+        # A client that waited to be asked for its body may take this for the end of the request, or send it still.
+        request = self._request
+        closes = error.closes or ("expect" in request.headers and not request.content.is_eof())
+        await self.give(error.status, self._encoded(error), headers, closes=closes)
 
-    async def give(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """Answer with a whole body."""
+    async def give(self, status: int, body: bytes, headers: Mapping[str, str], *, closes: bool = False) -> None:
+        """Answer with a whole body; `closes`: and end the connection, whatever else came on it."""
         self._record.status, self._record.first_byte = status, self._now()
         self._record.bytes_out = len(body)
         self.response = web.Response(status=status, body=body, headers=self._all(headers))
+        if closes:
+            self.response.force_close()
         try:
             await self.response.prepare(self._request)
             await self.response.write_eof()

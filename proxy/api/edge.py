@@ -13,22 +13,24 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
-from aiohttp.log import server_logger
+from aiohttp.http import HttpVersion11
+from multidict import CIMultiDictProxy
 
-from proxy.api import dialects
+from proxy.api import dialects, refusals
 from proxy.api.answering import HttpAnswer
+from proxy.api.connections import Connection
 from proxy.api.dialects import Dialect
 from proxy.core.gate import Priority
-from proxy.core.headers import TO_UPSTREAM
+from proxy.core.headers import TO_UPSTREAM, without_hops
 from proxy.core.outcome import Outcome
 from proxy.errors import (
     BodyTooLarge,
     ClientGone,
     Draining,
+    ExpectationFailed,
     GatewayError,
     Internal,
     InvalidRequest,
@@ -48,44 +50,6 @@ _PRIORITIES = {"interactive": Priority.INTERACTIVE, "default": Priority.DEFAULT,
 READ_MARGIN_SECONDS = 1.0  # an SDK's own read timeout must not come before our answer
 
 
-class _Discreet(logging.Filter):
-    """For the log of aiohttp's server: a malformed request is told of without what it holds, which may be a key. That
-    one came is no error of ours."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(error := record.exc_info[1], HttpProcessingError):
-            record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
-            record.msg, record.args, record.exc_info = f"{record.msg}: {type(error).__name__}", record.args, None
-        return True
-
-
-server_logger.addFilter(_Discreet())
-
-
-class _Connection(web.RequestHandler):
-    """A client's connection. What is not HTTP is answered without a word of it."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        return super().handle_error(request, status, exc, message and "this is not HTTP that can be understood")
-
-
-class Server(web.Server):
-    """aiohttp's, with connections of ours."""
-
-    def __init__(self, handler: Edge, *, handler_cancellation: bool, **settings: Any) -> None:
-        super().__init__(handler, handler_cancellation=handler_cancellation, **settings)
-        self._settings = settings
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
-
-
 @dataclass(slots=True)
 class Visit:
     """One request on its way through the edge: what every endpoint needs to know of it."""
@@ -102,10 +66,13 @@ class Visit:
 
         Raises:
             BodyTooLarge: it is longer than the configuration allows; no more of it was read than that.
+            Malformed, TooSlow: it broke off, or did not come in time.
         """
         limit = self.plan.settings.server.max_body_bytes
         if (self.request.content_length or 0) > limit:
             raise self._too_large(limit)
+        if not self.request.content.is_eof():
+            await self.ask_for_body()
         parts: list[bytes] = []
         size = 0
         began = self.now()
@@ -119,6 +86,25 @@ class Visit:
         if (waited := record.body_read - began) > BLOCKED_SECONDS:
             record.client_seconds += waited
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def ask_for_body(self) -> None:
+        """Tell a client that waits to be told so (`Expect: 100-continue`) to send the body, whose pace is watched from
+        now on.
+
+        Raises:
+            ExpectationFailed: the client expects something else.
+        """
+        request = self.request
+        expected = request.headers.get("expect")
+        if expected is not None and request.version == HttpVersion11:
+            if expected.lower() != "100-continue":
+                raise ExpectationFailed("nothing can be expected here but 100-continue; take the header out")
+            try:
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except ConnectionError as error:
+                raise ClientGone from error
+            request.writer.output_size = 0  # nothing of the answer has been sent
+        _connection(request).watch(request.content)
 
     @staticmethod
     def _too_large(limit: int) -> BodyTooLarge:
@@ -159,7 +145,11 @@ class Visit:
     def forwarded(self) -> dict[str, str]:
         """The headers that may go upstream."""
         headers = self.request.headers
-        return {name: headers[name] for name in TO_UPSTREAM if name in headers}
+        told = {name: ", ".join(headers.getall(name)) for name in TO_UPSTREAM if name in headers}
+        for name, value in told.items():
+            if not value.isprintable():
+                raise InvalidRequest(f"the header {name} holds a byte that is no character; take it out")
+        return without_hops(told, headers.get("connection", ""))
 
     @property
     def credential(self) -> dict[str, str]:
@@ -189,6 +179,7 @@ class Endpoint:
 
 
 _NOWHERE = Endpoint("other", "other", {})
+_IN_PATHS = "/:@!$&'()*+,;=~"  # what a path may hold as it is, besides letters, digits, `_`, `.` and `-`
 
 
 class _Table:
@@ -223,6 +214,7 @@ class Edge:
     ) -> None:
         self._plan, self._telemetry, self._now, self._draw_bits = plan, telemetry, now, draw_bits
         self._tables = {dialect: _Table(known) for dialect, known in endpoints.items()}
+        self._plain = frozenset(path for known in endpoints.values() for path in known if not path.endswith("/"))
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.draining = False
@@ -237,11 +229,10 @@ class Edge:
                 await self._idle.wait()
         return not self._in_flight
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: web.BaseRequest, wrong: GatewayError | None = None) -> web.StreamResponse:
+        """Answer a request; with `wrong`, if that is set."""
         headers = request.headers
-        path = request.raw_path.partition("?")[0]
-        dialect = dialects.spoken(path, headers)
-        endpoint = self._tables[dialect].find(path)
+        dialect, endpoint, target, wrong = self._look_up(request, wrong)
         asked_id = headers.get("x-request-id", "")
         record = self._telemetry.begin(
             endpoint.operation,
@@ -255,7 +246,7 @@ class Edge:
         with self._telemetry.request(record):
             answer = HttpAnswer(request, dialect, record, self._now)
             try:
-                await self._serve(request, endpoint, record, answer)
+                await self._serve(request, endpoint, target, wrong, record, answer)
             except ClientGone:
                 _left(record)
             except asyncio.CancelledError:
@@ -267,8 +258,18 @@ class Edge:
                     self._idle.set()
         return answer.response or web.Response()
 
-    async def _serve(self, request: web.BaseRequest, endpoint: Endpoint, record: Record, answer: HttpAnswer) -> None:
+    async def _serve(
+        self,
+        request: web.BaseRequest,
+        endpoint: Endpoint,
+        target: str,
+        wrong: GatewayError | None,
+        record: Record,
+        answer: HttpAnswer,
+    ) -> None:
         try:
+            if wrong is not None:
+                raise wrong
             if self.draining:
                 raise Draining("the gateway is stopping; ask again, another one will answer", retry_after=1.0)
             plan = self._plan()
@@ -276,7 +277,7 @@ class Edge:
             began = self._now()
             record.caller = _caller(plan, request.headers)
             record.auth_seconds = self._now() - began
-            await handler(Visit(request, plan, record, answer, request.raw_path.removeprefix("/v1"), self._now))
+            await handler(Visit(request, plan, record, answer, target.removeprefix("/v1"), self._now))
         except GatewayError as error:
             if not isinstance(error, UpstreamError):  # the relay has said what became of an attempt
                 record.outcome = Outcome.REJECTED
@@ -289,6 +290,30 @@ class Edge:
             record.outcome = Outcome.FAILED
             record.error_type, record.error_source = Internal.word, Internal.source
             await answer.refuse(Internal(f"internal error; it is logged as {record.request_id}"))
+
+    def _look_up(
+        self, request: web.BaseRequest, wrong: GatewayError | None
+    ) -> tuple[Dialect, Endpoint, str, GatewayError | None]:
+        """The dialect a request is in, what is done at its target, and that target written in the one way it can be
+        read; or what is wrong with it."""
+        target = request.raw_path
+        path, mark, query = target.partition("?")
+        wrong = wrong or refusals.objection(request, _connection(request).longest_head)
+        if wrong is None and path not in self._plain:
+            try:
+                path = refusals.path(path)
+                target = quote(path, safe=_IN_PATHS) + mark + query
+            except InvalidRequest as error:
+                wrong = error
+        dialect = dialects.spoken(path, request.headers)
+        endpoint = _NOWHERE if wrong is not None else self._tables[dialect].find(path)
+        return dialect, endpoint, target, wrong
+
+
+def _connection(request: web.BaseRequest) -> Connection:
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def _handler(endpoint: Endpoint, request: web.BaseRequest, dialect: Dialect) -> Handler:
@@ -303,11 +328,14 @@ def _handler(endpoint: Endpoint, request: web.BaseRequest, dialect: Dialect) -> 
     raise UnknownPath(f"there is no such endpoint{hint}")
 
 
-def _caller(plan: Plan, headers: Mapping[str, str]) -> str:
+def _caller(plan: Plan, headers: CIMultiDictProxy[str]) -> str:
     """The caller's alias; "" where the gateway takes calls from anybody."""
     if not plan.needs_key:
         return ""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
+    said = headers.getall("authorization", ())
+    if len(said) > 1:
+        raise InvalidRequest("the header authorization came more than once; send one", code="duplicate_header")
+    scheme, _, key = (said[0] if said else "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         key = headers.get("x-api-key", "")
     if not key:

@@ -140,6 +140,14 @@ class Server(_Part):
     reaches it can use it."""
     max_body_bytes: Count = 64 * 1024 * 1024
     """Largest body of a request, in bytes; a larger one is refused with 413."""
+    idle_seconds: Seconds = 75.0
+    """How long a client's connection is kept on which there is no request."""
+    read_seconds: Seconds = 10.0
+    """How long a client may take for the head of a request; and the stretch over which its pace with a body is
+    measured."""
+    body_bytes_per_second: CountOrZero = 1000
+    """The slowest a client may send a body, on average over read_seconds; a slower one is refused with 408. 0 allows
+    any."""
     drain_seconds: SecondsOrZero = 120.0
     """How long calls in flight may go on after SIGTERM before they are cut off."""
 

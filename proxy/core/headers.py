@@ -70,6 +70,24 @@ TO_CLIENT = (
 )
 
 
+def without_hops(headers: dict[str, str], connection: str) -> dict[str, str]:
+    """`headers` without those that the other side's header `connection` names, which are for it and us alone."""
+    if "," in connection or connection.lower() not in ("", "keep-alive", "close"):
+        for name in connection.lower().split(","):
+            headers.pop(name.strip(), None)
+    return headers
+
+
+def for_client(said: Mapping[str, str]) -> dict[str, str]:
+    """Those of an upstream's headers that a client may see; none holds a control character or what is no character.
+
+    Args:
+        said: names in lower case.
+    """
+    told = {name: value for name, value in said.items() if name in TO_CLIENT and value.isprintable()}
+    return without_hops(told, said.get("connection", ""))
+
+
 class Kind(Enum):
     """What a limit counts."""
 

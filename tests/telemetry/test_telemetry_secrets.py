@@ -15,6 +15,8 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
+from proxy.api import connections
+from proxy.api.connections import Patience
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Edge, Endpoint, Visit
 from proxy.app import Gateway
@@ -219,7 +221,7 @@ async def test_what_an_unforeseen_error_says_is_told_to_nobody(tmp_path, logged)
         gateway.telemetry,
         asyncio.get_running_loop().time,
     )
-    runner = web.ServerRunner(web.Server(edge, access_log=None))
+    runner = web.ServerRunner(connections.Server(edge, Patience()))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
