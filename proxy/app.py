@@ -16,14 +16,16 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 
 from aiohttp import web
 
-from proxy.api import admin, anthropic, openai
+from proxy.api import admin, anthropic, batches, files, openai
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
+from proxy.batches import Batches
 from proxy.config import ConfigError, Settings
 from proxy.core import cost
 from proxy.core.concurrency import LEAST
@@ -96,7 +98,15 @@ class Gateway:
         self.telemetry.levels(lambda: self._levels)
         self._transport = HttpTransport(self.telemetry.connections)
         self._relay = Relay(self.limits, self._transport, self.telemetry, now, wall)
-        endpoints = {OPENAI: openai.endpoints(self._relay), ANTHROPIC: anthropic.endpoints(self._relay)}
+        state = settings.state.path
+        self._batches = Batches(
+            None if state is None else Path(state), self._relay, self.telemetry, lambda: self.plan, now, wall
+        )
+        kept = {**files.endpoints(self._batches), **batches.endpoints(self._batches, self.telemetry)}
+        endpoints = {
+            OPENAI: openai.endpoints(self._relay) | kept,
+            ANTHROPIC: anthropic.endpoints(self._relay),
+        }
         self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, now)
         self._runners: list[web.BaseRunner] = []
         self.port = 0
@@ -123,6 +133,7 @@ class Gateway:
             await self._close()
             raise
         self._tasks.spawn("pulse", self._pulse())
+        await self._batches.start()
         listeners = (f"{server.host}:{self.port}", f"{server.admin_host}:{self.admin_port}")
         self.telemetry.audit.started(self.telemetry.version, listeners)
         return self
@@ -135,13 +146,14 @@ class Gateway:
         await self._close()
 
     async def drain(self, seconds: float) -> bool:
-        """Take nothing new, and wait until the calls in flight have ended.
+        """Take nothing new, and wait until the calls in flight have ended, those of batches among them.
 
         Returns:
             whether all ended within `seconds`; the others are cut off when the block is left.
         """
         self.telemetry.draining(True)
-        return await self._edge.drain(seconds)
+        ended = await asyncio.gather(self._edge.drain(seconds), self._batches.drain(seconds))
+        return all(ended)
 
     async def reload(self) -> Sequence[str]:
         """Read the configuration anew and take it; no call and no waiter is dropped.
@@ -168,7 +180,7 @@ class Gateway:
             self.telemetry.audit.reloaded(dict(old.settings), dict(settings))
             notes = [
                 f"{section} takes effect at the next start"
-                for section in ("server", "telemetry")
+                for section in ("server", "state", "telemetry")
                 if getattr(old.settings, section) != getattr(settings, section)
             ]
             log.info("reloaded: %d models, %d upstreams", len(settings.models), len(settings.upstreams))
@@ -239,7 +251,7 @@ class Gateway:
         """Note all levels on the loop's own thread; the scrape renders them in another."""
         self.telemetry.settle()
         connections = tuple(ConnectionLevel(**asdict(level)) for level in self._transport.levels())
-        self._levels = Levels(tuple(self._gates()), connections, tuple(self._accounts()))
+        self._levels = Levels(tuple(self._gates()), connections, tuple(self._accounts()), self._batches.level())
 
     def _gates(self) -> Iterator[GateLevel]:
         process = self.limits.process
@@ -267,6 +279,7 @@ class Gateway:
                     yield AccountLevel(upstream, model, pool.rates.snapshot(now))
 
     async def _close(self) -> None:
+        await self._batches.stop()
         await self._tasks.stop()
         self.limits.close()
         for runner in reversed(self._runners):

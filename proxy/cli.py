@@ -104,6 +104,7 @@ def check(
     """Tell every mistake of a configuration at once, each with its line and what would be right."""
     settings = _checked(lambda: config.load(file, os.environ))
     typer.echo(f"{file or 'environment'}: ok, {len(settings.models)} models on {len(settings.upstreams)} upstreams")
+    typer.echo(f"state: {settings.state.path or 'kept nowhere; set state.path for files and batches'}")
 
 
 @cli.command()

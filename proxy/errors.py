@@ -6,8 +6,10 @@ GatewayError
 ├── Unauthorized          401  no key, or an unknown one
 ├── UnknownPath           404  no such endpoint
 ├── ModelNotFound         404  no route for this model; names the nearest
+├── NotFound              404  no such file or batch, or none of this caller's
 ├── MethodNotAllowed      405
 ├── TooSlow               408  the request did not come in time; its connection ends
+├── WrongState            409  a batch or file in this state does not allow it
 ├── BodyTooLarge          413
 ├── ExpectationFailed     417  another expectation than 100-continue
 ├── HeadersTooLarge       431  the head of the request is too large; its connection ends
@@ -16,6 +18,8 @@ GatewayError
 ├── QueueFull             429  too many wait already; come back after `retry_after`
 ├── QueueTimeout          503  no place before the deadline
 ├── Draining              503  this process is stopping; another one will answer
+├── StateOff              503  this gateway keeps no state, so it has no files and batches
+├── StateUnavailable      503  nothing can be written now: no room, or another process holds the file
 ├── UpstreamShut          503  the upstream is not asked for now: no money, a refused credential, or it only fails
 ├── UpstreamUnreachable   502  no connection to the upstream
 ├── UpstreamBroke         502  the upstream closed or reset the connection before its answer
@@ -114,6 +118,17 @@ class ModelNotFound(GatewayError):
     word, source = "not_found", "client"
 
 
+class NotFound(GatewayError):
+    status, default_code, kind = 404, "not_found", "invalid_request_error"
+    word, source = "not_found", "client"
+
+
+class WrongState(GatewayError):
+    status, default_code, kind = 409, "wrong_state", "invalid_request_error"
+    word, source = "invalid_request", "client"
+    should_retry = False
+
+
 class MethodNotAllowed(GatewayError):
     status, default_code, kind = 405, "method_not_allowed", "invalid_request_error"
     word, source = "invalid_request", "client"
@@ -145,6 +160,16 @@ class QueueTimeout(GatewayError):
 
 class Draining(GatewayError):
     status, default_code, word = 503, "draining", "overloaded"
+    should_retry = True
+
+
+class StateOff(GatewayError):
+    status, default_code = 503, "state_off"
+    should_retry = False
+
+
+class StateUnavailable(GatewayError):
+    status, default_code = 503, "state_unavailable"
     should_retry = True
 
 

@@ -7,6 +7,7 @@ from proxy.config.loading import load
 from proxy.config.problems import ConfigError, Problem
 from proxy.config.secret import PASSTHROUGH, Secret
 from proxy.config.settings import (
+    Batches,
     Gate,
     Limits,
     Model,
@@ -14,6 +15,7 @@ from proxy.config.settings import (
     Retry,
     Server,
     Settings,
+    State,
     Telemetry,
     Upstream,
     describe,
@@ -22,6 +24,7 @@ from proxy.config.settings import (
 
 __all__ = [
     "PASSTHROUGH",
+    "Batches",
     "ConfigError",
     "Gate",
     "Limits",
@@ -32,6 +35,7 @@ __all__ = [
     "Secret",
     "Server",
     "Settings",
+    "State",
     "Telemetry",
     "Upstream",
     "describe",

@@ -20,7 +20,7 @@ from proxy.config import document, shape, wording
 from proxy.config.consistency import contradictions
 from proxy.config.problems import ConfigError, Path, Problem, dotted, near_miss
 from proxy.config.secret import PASSTHROUGH, Secret
-from proxy.config.settings import Settings
+from proxy.config.settings import Settings, State
 
 PREFIX = "PENSTOCK_"
 NOT_SETTINGS = ("PENSTOCK_CONFIG", "PENSTOCK_ADMIN_URL", "PENSTOCK_ADMIN_KEY")  # read by the command line
@@ -77,7 +77,16 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Settings:
             problems.append(Problem(where, line, dotted(place), message))
     if settings is None or problems:
         raise ConfigError(sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
-    return settings
+    return _with_place(settings, environ)
+
+
+def _with_place(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The settings with the place where state is kept: where none is given, the user's data, if there is a user."""
+    home = environ.get("HOME", "")
+    data = environ.get("XDG_DATA_HOME", "") or (f"{home}/.local/share" if home not in ("", "/") else "")
+    if settings.state.path is not None or not FilePath(data).is_absolute():
+        return settings
+    return settings.model_copy(update={"state": State(path=f"{data}/penstock")})
 
 
 class _Source(PydanticBaseSettingsSource):

@@ -271,6 +271,20 @@ class Retry(_Part):
     """The longest stretch a pause is drawn from; at least base_seconds."""
 
 
+class State(_Part):
+    """What is kept on the disk: files, batches, and what came of them."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    """Directory of this gateway's own; penstock under $XDG_DATA_HOME or ~/.local/share where none is given."""
+
+
+class Batches(_Part):
+    """Batches that this gateway runs."""
+
+    keep_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 30.0
+    """How long a batch that ended is kept, with its results, and an uploaded file."""
+
+
 class Telemetry(_Part):
     """What is kept of the calls."""
 
@@ -324,6 +338,10 @@ class Settings(BaseSettings):
     """Who may call: a key for each alias. With any, every call needs one; aliases appear in metrics, keys nowhere."""
     retry: Retry = Retry()
     """How a failed attempt is tried again."""
+    state: State = State()
+    """Where files and batches are kept."""
+    batches: Batches = Batches()
+    """How batches are run and kept."""
     telemetry: Telemetry = Telemetry()
     """What is kept of the calls."""
 

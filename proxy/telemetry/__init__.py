@@ -17,7 +17,7 @@
 Nothing here awaits, and nothing here may fail a call: what cannot be written is dropped, and the drop is counted.
 """
 
-from proxy.telemetry.levels import AccountLevel, ConnectionLevel, GateLevel, Levels
+from proxy.telemetry.levels import AccountLevel, BatchLevel, ConnectionLevel, GateLevel, Levels
 from proxy.telemetry.log import story
 from proxy.telemetry.record import Attempt, Pause, Record
 from proxy.telemetry.recorder import Labels
@@ -27,6 +27,7 @@ from proxy.telemetry.trace import Tracing
 __all__ = [
     "AccountLevel",
     "Attempt",
+    "BatchLevel",
     "ConnectionLevel",
     "GateLevel",
     "Labels",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
 
+from proxy.core import batch
 from proxy.core.outcome import Outcome, Reason
 
 PREFIX = "penstock_"
@@ -74,8 +75,19 @@ CREDENTIALS = Configured("upstreams", cap=50)  # each upstream has one
 GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
 KEYS = Configured("callers", cap=200)
 
-OPERATIONS = ("chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models", OTHER)
-TOKENLESS = frozenset({"count_tokens", "models", OTHER})  # operations whose answers count no tokens
+OPERATIONS = (
+    "chat",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "count_tokens",
+    "models",
+    "files",
+    "batches",
+    OTHER,
+)
+TOKENLESS = frozenset({"count_tokens", "models", "files", "batches", OTHER})  # whose answers count no tokens
 PRIORITIES = ("interactive", "default", "batch")
 STREAM = ("false", "true")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
@@ -118,6 +130,9 @@ COOLDOWNS = (Reason.REQUESTS.value, Reason.TOKENS.value, Reason.UNNAMED.value, R
 CIRCUITS = ("closed", "limited", "shut")
 CONNECT_ERRORS = ("dns", "tcp", "tls", "timeout")
 KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
+JOBS = tuple(status.value for status in batch.OPEN)
+JOB_ENDS = tuple(status.value for status in batch.Status if status.is_final)
+ITEM_ENDS = tuple(end.value for end in batch.End)
 STAGES = ("auth", "parse", "route", "send", "relay", "usage", "log")
 SIGNALS = ("span", "log", "audit")
 DROPS = ("queue_full", "export_failed", "write_failed", "shutdown")
@@ -131,6 +146,7 @@ OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 BACKOFF = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 ATTEMPTS = (1, 2, 3, 4, 5, 8)
 TOKENS = (16, 64, 256, 1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
+JOB = (10, 60, 300, 900, 3600, 10_800, 21_600, 43_200, 86_400)
 LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 _PAIR: Mapping[str, Values] = {"provider": UPSTREAMS, "model": MODELS}
@@ -412,6 +428,25 @@ _LIMITS = (
     ),
 )
 
+_BATCHES = (
+    Family("batch_jobs", _G, "Batches that have not ended.", {"state": JOBS}),
+    Family("batch_jobs_finished", _C, "Batches that have ended, by how.", {"outcome": JOB_ENDS}, zeroed=True),
+    Family(
+        "batch_items",
+        _C,
+        "Runs of items: done, failed, given back to be run again, or given back because all would be refused (pause).",
+        {"outcome": ITEM_ENDS},
+        zeroed=True,
+    ),
+    Family("batch_items_pending", _G, "Items of all batches that have not ended."),
+    Family(
+        "batch_oldest_item_timestamp_seconds",
+        _G,
+        "When the oldest batch with an item that has not ended was made; no value where there is none.",
+    ),
+    Family("batch_job_duration_seconds", _H, "From a batch's making to its end.", {}, JOB, zeroed=True),
+)
+
 _PROCESS = (
     Family(
         "stage_duration_seconds",
@@ -469,6 +504,7 @@ def _overflow(families: tuple[Family, ...]) -> Family:
     )
 
 
+_COUNTED = (*_INBOUND, *_GATES, *_ATTEMPTS, *_CONNECTIONS, *_TOKENS, *_LIMITS, *_BATCHES)
 SECTIONS: tuple[Section, ...] = (
     Section("Inbound", _INBOUND),
     Section("Gates", _GATES),
@@ -476,10 +512,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("Connections", _CONNECTIONS),
     Section("Tokens, speed, cost", _TOKENS),
     Section("Headroom", _LIMITS),
-    Section(
-        "Pipeline and process",
-        (*_PROCESS, _overflow((*_INBOUND, *_GATES, *_ATTEMPTS, *_CONNECTIONS, *_TOKENS, *_LIMITS, *_PROCESS))),
-    ),
+    Section("Batches", _BATCHES),
+    Section("Pipeline and process", (*_PROCESS, _overflow((*_COUNTED, *_PROCESS)))),
 )
 FAMILIES: tuple[Family, ...] = tuple(chain.from_iterable(section.families for section in SECTIONS))
 BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}

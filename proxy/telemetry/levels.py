@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.core.learner import Limit, Snapshot, Source
 
@@ -54,10 +54,26 @@ class AccountLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLevel:
+    """The batches that have not ended.
+
+    Attributes:
+        jobs: how many, by state.
+        pending: items that have not ended.
+        oldest: when the oldest batch with such an item was made, seconds since the epoch; None: there is none.
+    """
+
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    pending: int = 0
+    oldest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Levels:
     gates: Iterable[GateLevel] = ()
     connections: Iterable[ConnectionLevel] = ()
     accounts: Iterable[AccountLevel] = ()
+    batches: BatchLevel = field(default_factory=BatchLevel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Times are seconds on the gateway's monotonic clock, except `began`, which is the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from proxy.core.outcome import CANCELLED, Meaning, Outcome
@@ -115,11 +116,13 @@ class Record:
     span_id: int = 0
     parent_span_id: int = 0  # 0: the trace begins here
     trace_sampled: bool = False  # the asker's trace is sampled: keep ours
+    linked: str = ""  # traceparent of the request that this call was made for, where it is not a part of it
     trace_state: str = ""  # what the asker's tracer says beside (`tracestate`); passed on, never read
 
     body_read: float | None = None  # when the request's body was there
     routed: float | None = None  # when it was known what is asked for and where it may go
     auth_seconds: float = 0.0
+    decided: Callable[[], None] | None = None  # called when the gate has let the call in or refused it
     relay_seconds: float | None = None  # spent passing the answer on, waits taken out
 
     def waited(
@@ -147,6 +150,8 @@ class Record:
     def admission(self, result: str, gate: str) -> None:
         """The door decided."""
         self.admitted, self.gate = result, gate
+        if self.decided is not None:
+            self.decided()
 
     @property
     def seconds(self) -> float:

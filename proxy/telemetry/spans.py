@@ -33,7 +33,7 @@ from opentelemetry.util.types import AttributeValue
 
 from proxy.core.cost import MICRO
 from proxy.core.outcome import Outcome
-from proxy.telemetry import semconv
+from proxy.telemetry import semconv, trace
 from proxy.telemetry.log import text
 from proxy.telemetry.record import Attempt, Pause, Record
 from proxy.telemetry.recorder import is_answered
@@ -168,6 +168,7 @@ class _Tree:
             record.ended,
             attributes,
             span_id=record.span_id,
+            links=[_linked(parent)] if (parent := trace.parse(record.linked)) is not None else [],
             status=_ERROR if broke or (record.status >= 500 and not left) else _UNSET,
         )
 
@@ -370,6 +371,11 @@ class _Tree:
 
     def _ns(self, time: float) -> int:
         return self._began_ns + int((time - self._record.arrived) * 1e9)
+
+
+def _linked(submitter: trace.Parent) -> Link:
+    """To the request that a call was made for, such as the one that submitted a batch."""
+    return Link(SpanContext(submitter.trace_id, submitter.span_id, is_remote=True, trace_flags=_SAMPLED))
 
 
 def _resource(name: str, version: str) -> Resource:

@@ -33,7 +33,7 @@ from proxy.telemetry import catalogue, log, trace
 from proxy.telemetry.audit import Audit
 from proxy.telemetry.connections import Connections
 from proxy.telemetry.exposition import Exposition
-from proxy.telemetry.levels import GateLevel, Headroom, Levels, headroom, holds
+from proxy.telemetry.levels import BatchLevel, GateLevel, Headroom, Levels, headroom, holds
 from proxy.telemetry.live import Live
 from proxy.telemetry.record import Attempt, LimitChange, Record
 from proxy.telemetry.recorder import Key, Labels, Recorder
@@ -187,6 +187,15 @@ class Telemetry:
         if ok:
             self._reload_time = self._wall()
 
+    def batch_item(self, end: str) -> None:
+        """A run of a batch's item is over; `end` is a word of `catalogue.ITEM_ENDS`."""
+        self._recorder.counters["batch_items"][end,].value += 1
+
+    def batch_finished(self, status: str, seconds: float) -> None:
+        """A batch has ended, in this state, so long after it was made."""
+        self._recorder.counters["batch_jobs_finished"][status,].value += 1
+        self._recorder.histograms["batch_job_duration_seconds"][()].observe(seconds)
+
     def draining(self, on: bool) -> None:
         self._is_draining = on
 
@@ -247,6 +256,10 @@ class Telemetry:
         if record.trace_state:
             headers["tracestate"] = record.trace_state
         return headers
+
+    def traceparent(self, record: Record) -> str:
+        """The call's own place in its trace, for what is done for it later."""
+        return trace.header(record.trace_id, record.span_id, sampled=self._is_sampled(record))
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type, for this `Accept` header, as they were when last settled. Blocks; called
@@ -346,6 +359,7 @@ class Telemetry:
             **self._of_calls(list(self._open.copy().values())),
             **self._of_gates(levels.gates),
             **self._of_upstreams(levels),
+            **_of_batches(levels.batches),
             "build_info": [(self._build, 1)],
             "config_last_reload_successful": [((), self._reload_ok)],
             "config_last_reload_success_timestamp_seconds": [((), self._reload_time)],
@@ -491,6 +505,14 @@ def server_timing(record: Record, now: float) -> str:
         f"{paused}, upstream;dur={record.upstream_seconds * 1e3:.1f}, ttft;dur={first * 1e3:.1f}, "
         f"overhead;dur={max(0.0, spent - waited) * 1e3:.1f}"
     )
+
+
+def _of_batches(level: BatchLevel) -> dict[str, Values]:
+    return {
+        "batch_jobs": [((state,), level.jobs.get(state, 0)) for state in catalogue.JOBS],
+        "batch_items_pending": [((), level.pending)],
+        "batch_oldest_item_timestamp_seconds": [] if level.oldest is None else [((), level.oldest)],
+    }
 
 
 def _is_denied(record: Record) -> bool:

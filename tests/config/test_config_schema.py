@@ -12,7 +12,20 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 from pydantic import BaseModel
 
-from proxy.config import Gate, Limits, Model, Retry, Server, Settings, Telemetry, Upstream, json_schema, load
+from proxy.config import (
+    Batches,
+    Gate,
+    Limits,
+    Model,
+    Retry,
+    Server,
+    Settings,
+    State,
+    Telemetry,
+    Upstream,
+    json_schema,
+    load,
+)
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLES = sorted(CONFIG.glob("*.yaml"))
@@ -24,7 +37,7 @@ VARIABLES = {  # what the examples say they need
     "NIGHTLY_KEY": "n" * 48,
     "BATCH_KEY": "c" * 48,
 }
-SECTIONS: list[type[BaseModel]] = [Settings, Server, Upstream, Limits, Model, Gate, Retry, Telemetry]
+SECTIONS: list[type[BaseModel]] = [Settings, Server, Upstream, Limits, Model, Gate, Retry, State, Batches, Telemetry]
 
 
 def test_the_schema_is_valid_and_is_the_one_that_is_kept() -> None:
@@ -44,7 +57,8 @@ def test_an_example_loads_and_fits_the_schema(path: Path) -> None:
 def test_the_full_example_shows_every_setting_with_its_default() -> None:
     text = (CONFIG / "penstock.example.yaml").read_text()
     shown = yaml.safe_load(text)
-    for section, model in [("server", Server), ("gate", Gate), ("retry", Retry), ("telemetry", Telemetry)]:
+    parts = {"server": Server, "gate": Gate, "retry": Retry, "state": State, "batches": Batches, "telemetry": Telemetry}
+    for section, model in parts.items():
         optional = {name for name, field in model.model_fields.items() if field.default is None}
         assert shown[section] == json.loads(model().model_dump_json(exclude=optional)), section
         assert all(f"# {name}: " in text for name in optional), section
