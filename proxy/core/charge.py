@@ -48,12 +48,16 @@ class Charge:
     def of(self, x: Features) -> float:
         """Tokens that will be charged for a call, or for several whose features sum to `x`."""
         w = self._w
-        return max(1.0, (w[0] * x[0] + w[1] * x[1] + w[2] * x[2]) * SCALE)
+        tokens = (w[0] * x[0] + w[1] * x[1] + w[2] * x[2]) * SCALE
+        return tokens if tokens > 1.0 else 1.0
 
-    def doubt(self, x: Features, calls: int) -> float:
-        """The standard deviation of what `of` says of `calls` calls together, in tokens: the weights may be wrong for
+    def variance_of(self, x: Features, calls: int) -> float:
+        """The variance of what `of` says of `calls` calls together, in tokens squared: the weights may be wrong for
         all of them alike, and each may differ from its estimate."""
-        return sqrt(max(0.0, self._spread(x)) * SCALE**2 + calls * self.variance)
+        (xx, xm, xn), (_, mm, mn), (_, _, nn) = self._p
+        a, b, c = x
+        spread = a * (xx * a + 2.0 * (xm * b + xn * c)) + b * (mm * b + 2.0 * mn * c) + c * nn * c
+        return (spread if spread > 0.0 else 0.0) * SCALE**2 + calls * self.variance
 
     def learn(self, x: Features, charged: float, calls: int, doubt: float) -> None:
         """Calls with features that sum to `x` were charged `charged` tokens in all.
@@ -89,9 +93,3 @@ class Charge:
             for j in range(3):
                 p[i][j] *= factor
                 p[j][i] *= factor
-
-    def _spread(self, x: Features) -> float:
-        total = 0.0
-        for row, own in zip(self._p, x, strict=True):
-            total += own * (row[0] * x[0] + row[1] * x[1] + row[2] * x[2])
-        return total

@@ -8,15 +8,18 @@ Rules
 1. A pool never has more calls in flight than its concurrency. Lowering it revokes nothing: those inside finish, and
    nobody new enters until the count has drained below.
 2. Between lanes (class, caller, targets) the better class goes first; 30 s in which a lane is not served are worth one
-   class, so no backlog ages past those who are served in turn. Within a class the caller that was served least goes
-   first, then who came first. Within a lane the order of arrival holds.
+   class, beyond the best one too, so nobody waits for ever and no backlog ages past those who are served in turn.
+   Within a class the caller that was served least goes first, then who came first. Within a lane the order of arrival
+   holds.
 3. Nobody who stands first in a lane waits while a target of theirs has room that is not reserved (rule 6).
 4. Every ticket ends exactly once. Ending it again changes nothing, so callers may end a ticket in `finally` without
    asking what became of it.
 5. A ticket that pauses (its upstream said no) was not served; it gives the target's pools back and keeps the process's
    place. When it asks again it stands at the head of its lane.
-6. A head that fits nowhere because it is large, and has waited 2 s, reserves: nobody of a later turn takes from the
-   pools it waits for, so the small do not starve the large.
+6. A head that fits nowhere, and has waited 2 s, reserves. Of a rate that is short for it nobody of a later turn takes,
+   so the small do not starve the large. And where no single pool keeps it out, but now one and then another, nobody of
+   a later turn takes the last place of those that have room, so it need not wait for all to have room by chance. Who
+   holds what it lacks waits for nothing that is kept, so it is kept no longer than until one of them ends.
 7. A caller that was idle starts at the level of the least served active one: nobody saves up turns.
 8. While batch calls wait, one of `BATCH_EVERY` that leave the queue is a batch call: they keep 5 %.
 9. Who would wait beyond the deadline is refused at once, and told how long the wait would have been.
@@ -109,6 +112,13 @@ class Ticket:
     inside: bool = False  # holds the process's place
     guess: float = 0.0  # tokens counted as service at its admission, until it is known what it used
     lane: _Lane | None = None  # where it stands while WAITING
+    missed: dict[Target, set[Pool]] = field(default_factory=dict)  # what it missed at every look, of each target
+
+    def misses(self, target: Target, pools: set[Pool]) -> bool:
+        """It cannot enter, for want of these. True: at some look it had each of a target's, but never all (rule 6)."""
+        always = self.missed.setdefault(target, pools)
+        always &= pools
+        return not always
 
 
 @dataclass(slots=True, eq=False)
@@ -128,6 +138,34 @@ class _Lane:
     def head(self) -> Ticket:
         first = next(iter(self.tickets))
         return next(reversed(self.tickets)) if self.newest_first and not first.inside else first
+
+
+@dataclass(slots=True, eq=False)
+class _Caller:
+    """What a caller was served, in tokens over its weight."""
+
+    service: float = 0.0
+    guessed: float = 0.0  # the part of it that stands for calls in flight
+    busy: int = 0  # tickets not yet ended
+
+    def serve(self, tokens: float, guess: float) -> None:
+        """Add both; below zero, they are taken back."""
+        self.service = max(0.0, self.service + tokens)
+        self.guessed = max(0.0, self.guessed + guess)
+
+
+@dataclass(slots=True)
+class _Reserved:
+    """What rule 6 keeps from those of a later turn, for the length of one look."""
+
+    rates: set[Pool] = field(default_factory=set)
+    places: set[Pool] = field(default_factory=set)  # of which the last place is kept
+
+    def keeps(self, pool: Pool) -> bool:
+        """Whether a pool that has room has none for those of a later turn."""
+        if pool in self.rates:
+            return True
+        return pool in self.places and pool.concurrency is not None and pool.in_use + 1 >= pool.concurrency
 
 
 @dataclass(slots=True)
@@ -170,9 +208,8 @@ class Gate:
         self.wake_at = math.inf
         self.woken: list[Ticket] = []
         self._lanes: dict[tuple[Priority, str, tuple[Target, ...]], _Lane] = {}
-        self._service: dict[str, float] = {}
-        self._guessed: dict[str, float] = {}  # the part of it that stands for calls in flight
-        self._busy: dict[str, int] = {}  # tickets not yet ended, by caller
+        self._callers: dict[str, _Caller] = {}  # all that came since nobody was busy
+        self._busy: dict[str, _Caller] = {}
         self._of_class = dict.fromkeys(Priority, 0)  # how many wait
         self._standing: dict[Priority, float] = {}  # since when somebody of the class waits
         self._without_batch = 0  # departures since a batch call's, while one waited
@@ -229,7 +266,9 @@ class Gate:
             ticket.inside = False
             self.process.leave()
         ticket.state = State.ENDED
-        self._settle(ticket, ticket.guess)  # nobody said what it used: the guess stands
+        if ticket.guess:  # nobody said what it used: the guess stands
+            self._busy[ticket.caller].serve(0.0, -ticket.guess)
+            ticket.guess = 0.0
         self._depart(ticket.caller)
         self._fill(now)
 
@@ -239,7 +278,7 @@ class Gate:
 
     def served(self, ticket: Ticket, input_tokens: float, output_tokens: float) -> None:
         """Correct what `ticket` was counted for at its admission by what it really used."""
-        self._settle(ticket, input_tokens + OUTPUT_WEIGHT * output_tokens)
+        self._settle(ticket, (input_tokens + OUTPUT_WEIGHT * output_tokens) / self.weights.get(ticket.caller, 1.0))
 
     def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
         """The pools as they are now, each label with those who wait for it."""
@@ -265,7 +304,7 @@ class Gate:
             return
         turns = [(self._turn(lane, now), number, lane) for number, lane in enumerate(self._lanes.values())]
         heapq.heapify(turns)
-        reserved: set[Pool] = set()
+        reserved = _Reserved()
         while turns:
             _, number, lane = heapq.heappop(turns)
             ticket = lane.head
@@ -282,12 +321,13 @@ class Gate:
             ticket.waited_for = ticket.waited_for or lane.blocked_by
             self.wake_at = min(self.wake_at, now + wait)
 
-    def _turn(self, lane: _Lane, now: float) -> tuple[int, float, float]:
+    def _turn(self, lane: _Lane, now: float) -> tuple[float, float, float]:
         since = lane.head.since
-        aged = max(0, lane.priority - int((now - max(since, lane.served)) / AGING_SECONDS))
         if lane.priority is Priority.BATCH and self._without_batch >= BATCH_EVERY - 1:
-            aged = -1  # rule 8
-        return aged, self._service.get(lane.caller, 0.0), since
+            aged = -math.inf  # rule 8
+        else:
+            aged = lane.priority - int((now - max(since, lane.served)) / AGING_SECONDS)
+        return aged, self._busy[lane.caller].service, since
 
     def _shed(self, now: float) -> None:
         """Rule 10: find the classes that are overloaded, and refuse those who have waited too long in them."""
@@ -325,40 +365,51 @@ class Gate:
         )
         return max(lane.wait, CAUTION * ahead * (left[-1] - left[0]) / (len(left) - 1))
 
-    def _enter(self, ticket: Ticket, now: float, reserved: set[Pool] | None = None) -> bool:
-        if not ticket.inside and self.process.wait(ticket.size, now):
+    def _enter(self, ticket: Ticket, now: float, reserved: _Reserved | None = None) -> bool:
+        size = ticket.size
+        if not ticket.inside and _wait(self.process, size, now, reserved):
             return False
         for target in ticket.targets:
-            if any(pool.wait(ticket.size, now) or (reserved and pool in reserved) for pool in target.pools):
-                continue
-            if not ticket.inside:
-                self.process.enter(ticket.size, now)
-                ticket.inside = True
             for pool in target.pools:
-                if (reservation := pool.enter(ticket.size, now)) is not None:
-                    ticket.reservations.append((pool, reservation))
-            ticket.target, ticket.state = target, State.HELD
-            ticket.guess = _guess(ticket.size)
-            self._charge(self._service, ticket.caller, ticket.guess)
-            self._charge(self._guessed, ticket.caller, ticket.guess)
-            return True
+                if _wait(pool, size, now, reserved):
+                    break
+            else:
+                self._let_in(ticket, target, now)
+                return True
         return False
 
-    def _blocker(self, ticket: Ticket, now: float, reserved: set[Pool]) -> tuple[str, float]:
+    def _let_in(self, ticket: Ticket, target: Target, now: float) -> None:
+        size = ticket.size
+        if not ticket.inside:
+            self.process.enter(size, now)
+            ticket.inside = True
+        for pool in target.pools:
+            if (reservation := pool.enter(size, now)) is not None:
+                ticket.reservations.append((pool, reservation))
+        ticket.target, ticket.state = target, State.HELD
+        ticket.guess = guess = _guess(size) / self.weights.get(ticket.caller, 1.0)
+        self._busy[ticket.caller].serve(guess, guess)
+
+    def _blocker(self, ticket: Ticket, now: float, reserved: _Reserved) -> tuple[str, float]:
         """Which pool keeps this head out, and for how many seconds at least; reserves for it by rule 6."""
-        if not ticket.inside and (wait := self.process.wait(ticket.size, now)):
-            return self.process.label, wait
+        size, process = ticket.size, () if ticket.inside else (self.process,)
+        if process and (wait := _wait(self.process, size, now, reserved)):
+            for target in ticket.targets:
+                ticket.misses(target, {self.process})
+            return self.process.label, wait  # and reserves nothing: who holds a place of it may wait for those pools
         name, soonest = "", math.inf
-        wanted: set[Pool] = set()
+        rates, places = set[Pool](), set[Pool]()
         for target in ticket.targets:
-            # What another has reserved is free when that one has entered, and time alone does not tell when.
-            waits = [(math.inf if pool in reserved else pool.wait(ticket.size, now), pool) for pool in target.pools]
-            wanted.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
+            waits = [(_wait(pool, size, now, reserved), pool) for pool in target.pools]
+            rates.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
+            if ticket.misses(target, {pool for wait, pool in waits if wait}) and not places:
+                places.update(process, (pool for wait, pool in waits if not wait))
             longest, blocker = max(waits, key=lambda pair: pair[0])
             if longest < soonest or not name:
                 name, soonest = blocker.label, longest
         if now - ticket.since >= RESERVE_SECONDS:
-            reserved |= wanted
+            reserved.rates |= rates
+            reserved.places |= places
         return name, soonest
 
     def _leave_target(self, ticket: Ticket) -> None:
@@ -403,30 +454,34 @@ class Gate:
             self._departures.setdefault(ticket.waited_for, deque(maxlen=PACE_OF)).append(now)
 
     def _arrive(self, caller: str) -> None:
-        active = self._busy.get(caller, 0)
-        if not active:  # rule 7; guesses for calls in flight are no service yet
-            least = min(
-                (self._service.get(other, 0.0) - self._guessed.get(other, 0.0) for other in self._busy), default=0.0
-            )
-            self._service[caller] = max(self._service.get(caller, 0.0), least)
-        self._busy[caller] = active + 1
+        who = self._busy.get(caller)
+        if who is None:
+            who = self._callers.get(caller)
+            if who is None:
+                who = self._callers[caller] = _Caller()
+            # Rule 7; guesses for calls in flight are no service yet.
+            least = min((other.service - other.guessed for other in self._busy.values()), default=0.0)
+            who.service = max(who.service, least)
+            self._busy[caller] = who
+        who.busy += 1
 
     def _depart(self, caller: str) -> None:
-        self._busy[caller] -= 1
-        if not self._busy[caller]:
+        who = self._busy[caller]
+        who.busy -= 1
+        if not who.busy:
             del self._busy[caller]
             if not self._busy:
-                self._service.clear()
-                self._guessed.clear()
+                self._callers.clear()
 
     def _settle(self, ticket: Ticket, used: float) -> None:
         """Put what was used in the place of the guess."""
-        self._charge(self._service, ticket.caller, used - ticket.guess)
-        self._charge(self._guessed, ticket.caller, -ticket.guess)
+        self._busy[ticket.caller].serve(used - ticket.guess, -ticket.guess)
         ticket.guess = 0.0
 
-    def _charge(self, account: dict[str, float], caller: str, tokens: float) -> None:
-        account[caller] = max(0.0, account.get(caller, 0.0) + tokens / self.weights.get(caller, 1.0))
+
+def _wait(pool: Pool, size: Size, now: float, reserved: _Reserved | None) -> float:
+    """As `Pool.wait`. What is kept for another is free when that one has entered, and time does not tell when."""
+    return math.inf if reserved is not None and reserved.keeps(pool) else pool.wait(size, now)
 
 
 def _guess(size: Size) -> float:

@@ -8,11 +8,12 @@ rounded down. 0 is a value; a missing header, -1 (Azure's word for none) and wha
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -97,9 +98,8 @@ class Kind(Enum):
     OUTPUT_TOKENS = "output_tokens"
 
 
-@dataclass(slots=True, frozen=True)
-class Reading:
-    """What one answer says of one limit.
+class Reading(NamedTuple):
+    """What one answer says of one limit. (A tuple, because each answer makes one or more: a third of the cost.)
 
     `name` tells the provider's limits of one kind apart ("tokens-minute", "tokens-month"). `window_seconds` is the time
     in which the whole limit flows back, known by the provider's convention or by the law of the header.
@@ -124,13 +124,12 @@ def readings(headers: Mapping[str, str], wall: float) -> tuple[Reading, ...]:
         wall: seconds since the epoch; Anthropic tells dates.
     """
     found: dict[str, Reading] = {}
-    for header in headers:
-        if not header.startswith(_PREFIXES) or (family := _family(header)) is None or family.name in found:
+    get = headers.get
+    for family in _families(tuple(headers)):
+        limit, remaining = _number(get(family.limit)), _number(get(family.remaining))
+        if (limit is None and remaining is None) or family.name in found:
             continue
-        limit, remaining = _number(headers.get(family.limit)), _number(headers.get(family.remaining))
-        if limit is None and remaining is None:
-            continue
-        window, reset = family.window, _reset(headers.get(family.reset, ""), family, wall)
+        window, reset = family.window, _reset(get(family.reset, ""), family, wall)
         if window is None:
             window = _window(limit, remaining, reset)
         found[family.name] = Reading(family.kind, limit, remaining, reset, window, family.name)
@@ -159,6 +158,13 @@ class _Family:
     reset: str
     window: float | None  # by convention
     dated: bool  # its reset is a date
+
+
+@lru_cache(maxsize=64)  # a server sends the same names each time, or one of a few sets of them
+def _families(names: tuple[str, ...]) -> tuple[_Family, ...]:
+    """The limits that headers of these names tell of."""
+    families = (_family(name) for name in names if name.startswith(_PREFIXES))
+    return tuple(dict.fromkeys(family for family in families if family is not None))
 
 
 @lru_cache(maxsize=256)
@@ -203,9 +209,9 @@ def _window(limit: float | None, remaining: float | None, reset: float | None) -
         return None
     per_second = limit / (limit - remaining)
     least, most = max(0.0, reset - 0.001) * per_second, (reset + 0.001) * per_second
-    fitting = [window for window in CONVENTIONAL if least <= window <= most]
-    if fitting:
-        return fitting[0] if len(fitting) == 1 else None
+    first, after = bisect_left(CONVENTIONAL, least), bisect_right(CONVENTIONAL, most)
+    if first < after:
+        return CONVENTIONAL[first] if after - first == 1 else None
     return reset * per_second if 0.0 < most <= least * 1.3 else None
 
 

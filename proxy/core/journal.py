@@ -16,15 +16,12 @@ SCALE = 1000.0  # tokens; features are in thousands, so that the numbers of a re
 
 Features = tuple[float, float, float]
 NOTHING: Features = (0.0, 0.0, 0.0)
+Count = tuple[int, Features]  # so many calls, and the sum of their features
 
 
 def features(input_tokens: float, max_tokens: int | None) -> Features:
     """What a charge is a sum of, in thousands of tokens; the last is 1 for a call without max_tokens."""
     return input_tokens / SCALE, (max_tokens or 0) / SCALE, 1.0 if max_tokens is None else 0.0
-
-
-def add(x: Features, y: Features) -> Features:
-    return x[0] + y[0], x[1] + y[1], x[2] + y[2]
 
 
 def less(x: Features, y: Features) -> Features:
@@ -39,8 +36,9 @@ class Mark:
     features: Features
     calls: int  # until then, this one among them
     sums: Features  # of the features of all those
-    before: tuple[int, Features]  # sent within JITTER before it
-    after: tuple[int, Features] | None = None  # sent within JITTER after it; None: not over yet
+    before: Count  # all that were sent before it
+    since: Count  # all that were sent more than JITTER before it
+    until: Count | None = None  # all that were sent by JITTER after it; None: that is not over yet
 
 
 class Journal:
@@ -57,38 +55,42 @@ class Journal:
         self.sums: Features = NOTHING
         self.began: float | None = None
         self._recent: deque[Mark] = deque()  # sent within JITTER
-        self._past: deque[tuple[float, int, Features]] = deque()  # (time, what was sent before)
+        self._past: deque[tuple[float, Count]] = deque()  # (time, what was sent before)
 
     def write(self, x: Features, now: float) -> Mark:
         recent, past = self._recent, self._past
-        if self.began is None:
-            self.began = now
+        before = self.calls, self.sums
         if not past or now - past[-1][0] >= STEP_SECONDS:
-            past.append((now, self.calls, self.sums))
+            if self.began is None:
+                self.began = now
+            past.append((now, before))
             while now - past[0][0] > REMEMBERED_SECONDS:
                 past.popleft()
         while recent and now - recent[0].at > JITTER:
-            gone = recent.popleft()
-            gone.after = self.calls - gone.calls, less(self.sums, gone.sums)
-        before = (0, NOTHING)
-        if recent:
-            first = recent[0]
-            before = self.calls - first.calls + 1, add(less(self.sums, first.sums), first.features)
+            recent.popleft().until = before
+        sums = self.sums
         self.calls += 1
-        self.sums = add(self.sums, x)
-        mark = Mark(now, x, self.calls, self.sums, before)
+        self.sums = sums = sums[0] + x[0], sums[1] + x[1], sums[2] + x[2]
+        mark = Mark(now, x, self.calls, sums, before, recent[0].before if recent else before)
         recent.append(mark)
         return mark
 
-    def after(self, mark: Mark) -> tuple[int, Features]:
-        """Sent within JITTER after `mark`, as far as that is over."""
-        return (self.calls - mark.calls, less(self.sums, mark.sums)) if mark.after is None else mark.after
+    def calls_around(self, mark: Mark) -> int:
+        """How many `around` tells of."""
+        until = self.calls if mark.until is None else mark.until[0]
+        return until - mark.since[0] - 1
 
-    def before(self, at: float) -> tuple[int, Features]:
+    def around(self, mark: Mark) -> Count:
+        """Sent within JITTER before and after `mark`, as far as that is over, without itself."""
+        calls, sums = mark.until or (self.calls, self.sums)
+        calls_before, sums_before = mark.since
+        return calls - calls_before - 1, less(less(sums, sums_before), mark.features)
+
+    def before(self, at: float) -> Count:
         """All that was sent before `at`, to STEP_SECONDS; the earliest that is remembered where that is later."""
-        calls, sums = (0, NOTHING) if not self._past else self._past[0][1:]
-        for time, calls_then, sums_then in self._past:
+        count = self._past[0][1] if self._past else (0, NOTHING)
+        for time, then in self._past:
             if time > at:
                 break
-            calls, sums = calls_then, sums_then
-        return calls, sums
+            count = then
+        return count

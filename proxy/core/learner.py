@@ -69,9 +69,9 @@ class Source(Enum):
     COLD_START = "cold start"
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Size:
-    """What a call will weigh, as far as it is known beforehand."""
+    """What a call will weigh, as far as it is known beforehand. Never changed; to be frozen would cost 1 us a call."""
 
     requests: int = 1
     input_tokens: float = 0.0  # estimated: characters / 4
@@ -80,7 +80,7 @@ class Size:
     features: Features = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", features(self.input_tokens, self.max_tokens))
+        self.features = features(self.input_tokens, self.max_tokens)
 
 
 @dataclass(slots=True, frozen=True)
@@ -237,7 +237,7 @@ class Learner:
         """0.0: may be sent now. Else the seconds after which it is worth asking again; news of an attempt may make it
         sooner. Finite."""
         now = self._time(now)
-        seconds = max(0.0, self._held_until - now)
+        seconds = self._held_until - now if self._held_until > now else 0.0
         for kind, bucket in self._ceilings.items():
             seconds = max(seconds, bucket.wait(self._ceiling_cost(kind, size), now))
         if self._learn and (learned := self._learned_wait(size, now)) > seconds:
@@ -263,11 +263,12 @@ class Learner:
             self._cold_pace.take(1.0, now)
             if self._unanswered >= self._cold / 2:  # it is used; what is not used proves nothing
                 self._growth = self._cold
-        if self._learn:
-            for told in self._told.values():
-                told.mirror.take(x, now)
+        for told in self._told.values():
+            told.mirror.take(x, now)
         mark = self._journal.write(x, now)
-        slots = {kind: guessed.silent.take(x, now) for kind, guessed in self._guessed.items()}
+        slots: dict[Kind, Slot | None] = {}
+        for kind, guessed in self._guessed.items():
+            slots[kind] = guessed.silent.take(x, now)
         self._ramp.take(size.input_tokens, now)
         tokens = self._ceiling_cost(Kind.TOKENS, size)
         self._reserved += tokens
@@ -438,11 +439,13 @@ class Learner:
         if self._cold is not None and self._unanswered >= COLD_CALLS:
             seconds = ASK_AGAIN if self._unanswered >= self._cold else self._cold_pace.wait(1.0, now)
         for told in self._told.values():
-            seconds = max(seconds, told.mirror.wait(size.features, now))
+            if (wait := told.mirror.wait(size.features, now)) > seconds:
+                seconds = wait
         for guessed in self._guessed.values():
-            seconds = max(seconds, guessed.silent.wait(size.features, now))
-        if self._ramp.rate is not None:
-            seconds = max(seconds, self._ramp.wait(size.input_tokens, now))
+            if (wait := guessed.silent.wait(size.features, now)) > seconds:
+                seconds = wait
+        if (wait := self._ramp.wait(size.input_tokens, now)) > seconds:
+            seconds = wait
         return seconds
 
     def _tell(self, reservation: Reservation) -> bool:
@@ -463,6 +466,7 @@ class Learner:
     def _read(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
         if not self._learn:
             return
+        untold = len(self._told)
         for reading in readings:
             told = self._told.get(reading.name)
             if told is None:
@@ -470,12 +474,14 @@ class Learner:
                     self._begin(reservation, reading, now)
                 continue
             told.read_at = now
+            untold -= 1
             before = 60 * told.mirror.rate
             if told.mirror.read(reading, reservation.mark, now, refused=reservation.refused):
                 told.since, told.changes = now, told.changes + 1
                 self._note(told.name, 60 * told.mirror.rate, before, Source.HEADERS, "header", now)
-        for told in [told for told in self._told.values() if now - told.read_at > STALE_SECONDS]:
-            self._forget(told)
+        if untold > 0:
+            for told in [told for told in self._told.values() if now - told.read_at > STALE_SECONDS]:
+                self._forget(told)
 
     def _begin(self, reservation: Reservation, reading: Reading, now: float) -> None:
         if len(self._told) < LIMITS_MAX:
@@ -538,8 +544,8 @@ class Learner:
     def _ceiling_cost(self, kind: Kind, size: Size) -> float:
         if kind is Kind.REQUESTS:
             return float(size.requests)
-        output = self._output if size.max_tokens is None else min(float(size.max_tokens), self._output)
-        return size.input_tokens + output
+        most = size.max_tokens
+        return size.input_tokens + (self._output if most is None or most > self._output else most)
 
     def _held_for(self, kind: Kind, now: float) -> float:
         return max((0.0, *(hold.until - now for reason, hold in self._holds.items() if _concerns(reason, kind))))

@@ -27,7 +27,7 @@ from math import inf, sqrt
 from proxy.core.bucket import EARLY, SLOWEST, Bucket
 from proxy.core.charge import Charge
 from proxy.core.headers import CONVENTIONAL, Kind, Reading
-from proxy.core.journal import JITTER, NOTHING, Features, Journal, Mark, less
+from proxy.core.journal import JITTER, NOTHING, Count, Features, Journal, Mark, less
 
 WINDOW = 60.0  # seconds; the window nearly every provider means, until the law of the header tells
 OVERTAKING = 0.3  # of what was sent within JITTER, as a standard deviation: uniform would be 1 / sqrt(12)
@@ -78,7 +78,8 @@ class Mirror:
         self._journal = journal
         # The reference: the level after `_ref_calls` calls, at `_ref_at`.
         self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = mark.at, level, mark.calls, mark.sums
-        self._variance = self._doubt_of(mark)  # of that level
+        self._spent: float | None = None  # units charged for the calls since; None: to be reckoned anew
+        self._variance = self._doubt_of(self._around(mark))  # of that level
         self._others = 0.0  # units per second that others take from the limit
         self._scatter = 0.0  # units squared by which their taking scatters, per second
         self._ignored = 0  # answers to calls up to here are older than what is known from elsewhere
@@ -86,12 +87,14 @@ class Mirror:
         self._margin: float | None = None  # None: to be reckoned anew
         self._surprise = 1.0
         self._odd: tuple[float, float, float] | None = None  # another window told, at what was spent, and when
-        self._observed: tuple[Mark, float] | None = None  # an answered call, and what was left after it
+        # An answered call, what was left after it, and what was charged for those around it.
+        self._observed: tuple[Mark, float, float] | None = None
         self._pace: Bucket | None = None
         self._pace_most = 0.0
         self._heard_at = -inf  # when the last refusal was heard of
         self._paced_until = 0.0
-        self._spread = Bucket(self.burst / SPREAD_SECONDS, SPREAD_SHARE * self.burst, now)
+        self._drained_at = now  # rule 5: when the calls so far would have left, spread evenly ...
+        self._ahead = 0.0  # ... and by so many seconds they may be earlier
 
     def cost(self, x: Features) -> float:
         """What a call will be charged."""
@@ -99,7 +102,8 @@ class Mirror:
 
     def level(self, now: float) -> float:
         """Units left at the provider, as far as it is known."""
-        return min(self.burst, self._ref_level + self._flow * (now - self._ref_at) - self._since()[1])
+        level = self._reckoned(now)
+        return level if level < self.burst else self.burst
 
     @property
     def _flow(self) -> float:
@@ -108,14 +112,16 @@ class Mirror:
 
     def wait(self, x: Features, now: float) -> float:
         """Seconds until a call fits, with the margin beside it."""
-        if self._margin is None:
-            self._margin = self._reckon_margin(now)
-        lacking = min(self.cost(x) + self._margin, self.burst) - self.level(now)
-        seconds = lacking / self._flow if lacking > 0.0 else 0.0
-        if self._charge is not None:
-            seconds = max(seconds, self._spread.wait(0.0, now))
+        level, cost, seconds = self.level(now), self.cost(x), 0.0
+        if level < cost + MARGIN_MAX * self.burst:  # else there is room, whatever the margin
+            if self._margin is None:
+                self._margin = self._reckon_margin(now)
+            lacking = min(cost + self._margin, self.burst) - level
+            seconds = lacking / self._flow if lacking > 0.0 else 0.0
+        if self._charge is not None and (spread := self._drained_at - self._ahead - now) > seconds:
+            seconds = spread
         if self._pace is not None:
-            if now > self._paced_until or self.level(now) > 0.9 * max(self.limit, 1.0):
+            if now > self._paced_until or level > 0.9 * max(self.limit, 1.0):
                 self._pace = None
             else:
                 seconds = max(seconds, self._pace.wait(0.0, now))
@@ -124,27 +130,31 @@ class Mirror:
     def is_sure(self, x: Features) -> bool:
         """Whether it knows well enough what a call is charged."""
         charge = self._charge
-        return charge is None or (charge.seen >= SURE_AFTER and charge.doubt(x, 0) < SURE * charge.of(x))
+        return charge is None or (charge.seen >= SURE_AFTER and charge.variance_of(x, 0) < (SURE * charge.of(x)) ** 2)
 
     def take(self, x: Features, now: float) -> None:
         """A call leaves; before it is written into the journal."""
-        if self._ref_level + self._flow * (now - self._ref_at) - self._since()[1] > self.burst:
+        if self._reckoned(now) > self.burst:
             self._refer(self.burst, now)  # it was full; what would have flowed in is lost
         self._margin = None
         cost = self.cost(x)
         if self._pace is not None:
             self._pace.take(cost, now)
         if self._charge is not None:
+            self._spent = self._charged() + cost
             rate = max(PACE * self.rate, self.burst / SPREAD_SECONDS)
-            self._spread.change(rate, max(SPREAD_CALLS * cost, SPREAD_SHARE * self.burst), now)
-            self._spread.take(cost, now)
+            self._drained_at = max(now, self._drained_at) + cost / rate
+            self._ahead = max(SPREAD_CALLS * cost, SPREAD_SHARE * self.burst) / rate
 
     def read(self, reading: Reading, mark: Mark, now: float, *, refused: bool = False) -> bool:
         """Correct by an answer; True where the limit itself changed."""
-        limit = self.limit if reading.limit is None else reading.limit
-        remaining = reading.remaining
-        spent = 0.0 if remaining is None else limit - remaining
-        window = self._believe_window(reading.window_seconds, spent, now)
+        _, limit, remaining, _, window, _ = reading
+        if limit is None:
+            limit = self.limit
+        if window is None or abs(window - self.window) <= 0.05 * self.window:
+            self._odd, window = None, self.window
+        else:
+            window = self._believe_window(window, 0.0 if remaining is None else limit - remaining, now)
         changed = limit != self.limit or window != self.window
         if changed:
             level = self.level(now)
@@ -156,11 +166,15 @@ class Mirror:
                 self._pace.change(min(PACE * self.rate, self._pace_most), 0.0, now)
         if remaining is None or refused:
             return changed
-        self.burst = max(self.burst, min(limit, remaining + self.cost(mark.features)))
-        self._surprise = max(1.0, self._surprise * CALM)
-        self._learn_charge(mark, remaining)
+        if self.burst < limit:
+            self.burst = max(self.burst, min(limit, remaining + self.cost(mark.features)))
+        if self._surprise > 1.0:
+            self._surprise = max(1.0, self._surprise * CALM)
+        around = self._around(mark)
+        if self._charge is not None:
+            self._learn_charge(self._charge, mark, remaining, around)
         if mark.calls > self._ignored:
-            self._believe(mark, remaining)
+            self._believe(mark, remaining, self._doubt_of(around))
         return changed
 
     def explains(self, mark: Mark, remaining: float | None, now: float) -> bool:
@@ -186,8 +200,7 @@ class Mirror:
             self._heard_at = now
             if self._pace is None:
                 self._surprise = min(SURPRISE_MAX, self._surprise * SURPRISE)
-            calls, sums = self._journal.before(now - WINDOW)
-            lately = self._of(self._journal.calls - calls, less(self._journal.sums, sums))[1] / WINDOW
+            lately = self._of(self._sent_since(self._journal.before(now - WINDOW))) / WINDOW
             self._pace_most = max(PACE_GROWTH * lately, self.cost(mark.features))
             self._pace = Bucket(min(PACE * self.rate, self._pace_most), 0.0, now)
         elif mark.calls > self._ref_calls:
@@ -197,101 +210,115 @@ class Mirror:
 
     def _refer(self, level: float, now: float, *, keep: bool = False) -> None:
         """Reckon from here: `level` is left now. `keep`: answers still to come may correct it."""
-        self._variance += self._since()[0] ** 2
+        self._variance += self._doubt_since()
         journal = self._journal
         self._ref_at, self._ref_level, self._ref_calls, self._ref_sums = now, level, journal.calls, journal.sums
-        self._margin = None
+        self._margin = self._spent = None
         if not keep:
             self._ignored = journal.calls
 
-    def _since(self) -> tuple[float, float]:
-        """(doubt, charge) of the calls since the reference, in units."""
-        if self._charge is None:
-            return 0.0, float(self._journal.calls - self._ref_calls)
-        return self._of(self._journal.calls - self._ref_calls, less(self._journal.sums, self._ref_sums))
+    def _reckoned(self, now: float) -> float:
+        """The level, were there no brim."""
+        return self._ref_level + self._flow * (now - self._ref_at) - self._charged()
 
-    def _of(self, calls: int, sums: Features) -> tuple[float, float]:
-        """(doubt, charge) of so many calls, in units; of less than none, the charge is negative."""
+    def _charged(self) -> float:
+        """Units charged for the calls since the reference."""
+        if self._charge is None:
+            return float(self._journal.calls - self._ref_calls)
+        if self._spent is None:
+            self._spent = self._of(self._sent_since((self._ref_calls, self._ref_sums)))
+        return self._spent
+
+    def _doubt_since(self) -> float:
+        """The variance of that."""
+        if self._charge is None or self._journal.calls == self._ref_calls:
+            return 0.0
+        return self._charge.variance_of(less(self._journal.sums, self._ref_sums), self._journal.calls - self._ref_calls)
+
+    def _sent_since(self, then: Count) -> Count:
+        return self._journal.calls - then[0], less(self._journal.sums, then[1])
+
+    def _of(self, count: Count) -> float:
+        """Units charged for so many calls; of less than none, it is negative."""
+        calls, sums = count
         if self._charge is None or not calls:
-            return 0.0, float(calls)
-        if calls < 0:
-            sums = less(NOTHING, sums)
-            return self._charge.doubt(sums, -calls), -self._charge.of(sums)
-        return self._charge.doubt(sums, calls), self._charge.of(sums)
+            return float(calls)
+        return self._charge.of(sums) if calls > 0 else -self._charge.of(less(NOTHING, sums))
 
     def _around(self, mark: Mark) -> float:
         """Units charged for calls sent within JITTER of one."""
-        return self._of(*mark.before)[1] + self._of(*self._journal.after(mark))[1]
+        if self._charge is None:
+            return float(self._journal.calls_around(mark))
+        return self._of(self._journal.around(mark))
 
-    def _doubt_of(self, mark: Mark) -> float:
-        """The variance of what an answer tells of the level."""
-        return (OVERTAKING * self._around(mark)) ** 2 + self._grain**2
+    def _doubt_of(self, around: float) -> float:
+        """The variance of what an answer tells of the level, by what was charged for the calls around its own."""
+        return (OVERTAKING * around) ** 2 + self._grain**2
 
     def _reckon_margin(self, now: float) -> float:
-        variance = self._variance + self._since()[0] ** 2 + self._scatter * (now - self._ref_at)
+        variance = self._variance + self._doubt_since() + self._scatter * (now - self._ref_at)
         doubt = SIGMAS * sqrt(variance) + self._grain + JITTER * self.rate
         return min(doubt * self._surprise, MARGIN_MAX * self.burst)
 
-    def _believe(self, mark: Mark, remaining: float) -> None:
+    def _believe(self, mark: Mark, remaining: float, doubt: float) -> None:
         """Correct the reference, or move it to a newer call; learn what others take.
 
         Source: Kalman, "A New Approach to Linear Filtering", 1960; the state is the level after the reference's call.
         """
-        calls = mark.calls - self._ref_calls
-        between, charge = self._of(calls, less(mark.sums, self._ref_sums))
+        calls, between, charge = mark.calls - self._ref_calls, 0.0, float(mark.calls - self._ref_calls)
+        if self._charge is not None and calls:
+            sums = less(mark.sums, self._ref_sums)
+            between, charge = self._charge.variance_of(sums, abs(calls)), self._of((calls, sums))
         seconds = mark.at - self._ref_at
         expected = self._ref_level + self._flow * seconds - charge
         error = remaining - expected
-        prior, doubt = self._variance + DRIFT, self._doubt_of(mark)
+        prior = self._variance + DRIFT
         if calls > 0:
-            prior += between**2 + self._scatter * max(seconds, 0.0)
+            prior += between + (self._scatter * seconds if seconds > 0.0 else 0.0)
         else:
-            doubt += between**2 + self._scatter * max(-seconds, 0.0)
-        excess = error**2 - prior - doubt
+            doubt += between + (self._scatter * -seconds if seconds < 0.0 else 0.0)
+        square = error * error
         if calls > 0 and seconds > 0.0:
-            per_second = excess / max(seconds, 1.0 / self.rate)
-            self._scatter = max(0.0, self._scatter + SCATTER_GAIN * min(per_second, 1.0 + 3.0 * self._scatter))
-        if error**2 > SIGMAS**2 * (prior + doubt):  # others use the limit too, or it is another one now
-            prior += error**2 / SIGMAS
+            per_second = (square - prior - doubt) / max(seconds, 1.0 / self.rate)
+            scatter = self._scatter + SCATTER_GAIN * min(per_second, 1.0 + 3.0 * self._scatter)
+            self._scatter = scatter if scatter > 0.0 else 0.0
+        if square > SIGMAS**2 * (prior + doubt):  # others use the limit too, or it is another one now
+            prior += square / SIGMAS
         gain = prior / (prior + doubt)
         correction = gain * error
         self._variance = (1.0 - gain) * prior
         self._margin = None
         if calls > 0:
-            self._others = min(max(0.0, self._others - correction / OTHERS_SECONDS), OTHERS_MOST * self.rate)
+            others = self._others - correction / OTHERS_SECONDS
+            self._others = min(others, OTHERS_MOST * self.rate) if others > 0.0 else 0.0
             self._ref_at, self._ref_calls, self._ref_sums = mark.at, mark.calls, mark.sums
-            self._ref_level = expected + correction
+            self._ref_level, self._spent = expected + correction, None
         else:
             self._ref_level += correction
 
-    def _learn_charge(self, mark: Mark, remaining: float) -> None:
+    def _learn_charge(self, charge: Charge, mark: Mark, remaining: float, around: float) -> None:
         """Between two answers `remaining` fell by what was charged, less the refill."""
-        if self._charge is None:
-            return
         if not 0.0 < remaining < 0.985 * self.burst or mark.calls <= self._ignored:
             self._observed = None  # a full bucket hides what flowed back, an empty one what was owed
             return
         if self._observed is None:
-            self._observed = mark, remaining
+            self._observed = mark, remaining, around
             return
-        then, left = self._observed
+        then, left, around_then = self._observed
         calls, x = mark.calls - then.calls, less(mark.sums, then.sums)
-        doubt = 0.5 * (self._around(mark) + self._around(then)) + self._grain
-        if not calls or abs(self._of(calls, x)[1]) < SPAN * doubt:
+        doubt = 0.5 * (around + around_then) + self._grain
+        if not calls or abs(self._of((calls, x))) < SPAN * doubt:
             return
-        self._observed = mark, remaining
+        self._observed = mark, remaining, around
         charged = left - remaining + self.rate * (mark.at - then.at)
         if calls < 0:
             calls, charged, x = -calls, -charged, less(NOTHING, x)
-        self._charge.learn(x, charged, calls, doubt)
-        self._margin = None
+        charge.learn(x, charged, calls, doubt)
+        self._margin = self._spent = None
 
-    def _believe_window(self, told: float | None, spent: float, now: float) -> float:
+    def _believe_window(self, told: float, spent: float, now: float) -> float:
         """Another window than the one believed in counts when two answers agree on it that tell of different levels,
         or, if it is a conventional one, at different times: rounding, fixed windows and lies can fake one."""
-        if told is None or abs(told - self.window) <= 0.05 * self.window:
-            self._odd = None
-            return self.window
         if self._odd is None or abs(told - self._odd[0]) > 0.05 * told:
             self._odd = told, spent, now
             return self.window

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.charge import Charge
-from proxy.core.journal import add, features
+from proxy.core.journal import features
 
 
 def taught(weights, *, calls=200, seed=0, noise=0.0, together=1, max_tokens=(0, 2000)):
@@ -21,7 +21,7 @@ def taught(weights, *, calls=200, seed=0, noise=0.0, together=1, max_tokens=(0, 
         for _ in range(together):
             size = random.uniform(50, 2_000)
             most = random.choice([None, random.randint(*max_tokens)])
-            x = add(x, features(size, most))
+            x = tuple(sum(pair) for pair in zip(x, features(size, most), strict=True))
             true = weights[0] * size + (weights[2] if most is None else weights[1] * most)
             charged += true * (1 + noise * random.uniform(-1, 1))
         charge.learn(x, charged, together, 1.0)
@@ -40,15 +40,15 @@ def test_whatever_the_provider_charges_is_found_out(weights, together):
 def test_noise_is_told_from_error():
     quiet, loud = taught((1.0, 0.0, 0.0)), taught((1.0, 0.0, 0.0), noise=0.3, calls=1_000)
     x = features(1_000.0, None)
-    assert quiet.doubt(x, 1) < 20
-    assert 0.5 * 173 < loud.doubt(x, 1) < 2 * 173  # the deviation of a uniform 30 % of 1,000
+    assert quiet.variance_of(x, 1) < 20**2
+    assert (0.5 * 173) ** 2 < loud.variance_of(x, 1) < (2 * 173) ** 2  # the deviation of a uniform 30 % of 1,000
 
 
 def test_before_it_learned_anything_it_is_unsure_of_max_tokens_most():
     charge = Charge()
     assert charge.of(features(100.0, 5_000)) == pytest.approx(100.0)
-    assert charge.doubt(features(100.0, 5_000), 1) > 1_000
-    assert charge.doubt(features(100.0, 0), 1) < 100
+    assert charge.variance_of(features(100.0, 5_000), 1) > 1_000**2
+    assert charge.variance_of(features(100.0, 0), 1) < 100**2
 
 
 def test_a_change_of_the_providers_mind_is_followed():
@@ -74,7 +74,7 @@ def test_after_any_lies_it_stays_finite(history):
         charge.learn(features(size, most), charged, calls, doubt)
         for x in (features(size, most), features(100.0, None), features(0.0, 0)):
             assert 1.0 <= charge.of(x) < math.inf
-            assert 0.0 <= charge.doubt(x, calls) < math.inf
+            assert 0.0 <= charge.variance_of(x, calls) < math.inf
 
 
 def test_the_same_call_a_hundred_thousand_times_does_not_unsettle_it():
@@ -83,4 +83,4 @@ def test_the_same_call_a_hundred_thousand_times_does_not_unsettle_it():
     for _ in range(100_000):
         charge.learn(x, 777.0, 1, 1.0)
     assert charge.of(x) == pytest.approx(777.0, rel=1e-3)
-    assert charge.doubt(features(100.0, None), 1) < 10_000
+    assert charge.variance_of(features(100.0, None), 1) < 10_000**2

@@ -3,6 +3,7 @@
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -255,13 +256,15 @@ class Histories(RuleBasedStateMachine):
         for other in self.heads():
             if self.lane(other) is self.lane(ticket):
                 continue  # where not the time counts, but who stands first
-            if self.stands_before(other, ticket) and (other.inside or had_room(process)):
-                assert not any(all(map(had_room, target.pools)) for target in other.targets)
+            kept = self.reserved(other)
+            if self.stands_before(other, ticket) and (other.inside or (process not in kept and had_room(process))):
+                assert not any(
+                    all(pool not in kept and had_room(pool) for pool in target.pools) for target in other.targets
+                )
 
     def stands_before(self, one, other):
         mine, its = (
-            max(0, ticket.priority - int((self.now - self.unserved_since(ticket)) / AGING_SECONDS))
-            for ticket in (one, other)
+            ticket.priority - int((self.now - self.unserved_since(ticket)) / AGING_SECONDS) for ticket in (one, other)
         )
         return mine < its or (mine == its and one.caller == other.caller and one.since < other.since)
 
@@ -328,7 +331,8 @@ class Histories(RuleBasedStateMachine):
         return [pool.in_use for pool in self.pools], self.gate.waiting, states, list(self.gate.woken)
 
     def has_room(self, ticket, besides):
-        if not ticket.inside and self.gate.process.wait(ticket.size, self.now):
+        process = self.gate.process
+        if not ticket.inside and (process in besides or process.wait(ticket.size, self.now)):
             return False
         return any(
             not any(pool in besides or pool.wait(ticket.size, self.now) for pool in target.pools)
@@ -336,16 +340,29 @@ class Histories(RuleBasedStateMachine):
         )
 
     def reserved(self, ticket):
-        """Rule 6: what others wait for who have waited long."""
-        return {
-            pool
+        """Rule 6: what others lack who have waited long, and the last places of what they have missed in turns."""
+        long = [
+            other
             for lane in self.lanes.values()
             for other in {*lane[:1], *lane[-1:]}
             if other is not ticket and self.now - other.since >= RESERVE_SECONDS
+        ]
+        rates = {
+            pool
+            for other in long
             for target in other.targets
             for pool in target.pools
             if 0.0 < pool.wait(other.size, self.now) < math.inf
         }
+        places = {
+            pool
+            for other in long
+            for target, missed in other.missed.items()
+            if not missed
+            for pool in (self.gate.process, *target.pools)
+            if pool.concurrency is not None and pool.in_use + 1 >= pool.concurrency
+        }
+        return rates | places
 
 
 class OverloadedHistories(Histories):
@@ -636,6 +653,106 @@ def test_a_reservation_does_not_hold_up_those_of_a_better_turn():
     gate.advance(RESERVE_SECONDS)
     urgent = ask(gate, to, size=weigh(5), priority=Priority.INTERACTIVE, now=RESERVE_SECONDS)
     assert urgent.state is State.HELD
+
+
+def busy_pools(gate, pools, now=0.0):
+    """Each pool full, and its own traffic waiting for it; `turn` ends who is inside of one, and one more comes."""
+    inside = {pool: ask(gate, (To((pool,)),), caller=pool.name, now=now) for pool in pools}
+    for pool in pools:
+        ask(gate, (To((pool,)),), caller=pool.name, now=now)
+    let_in(gate)
+
+    def turn(pool, now):
+        leave(gate, inside[pool], now)
+        for ticket in let_in(gate):
+            inside[ticket.target.pools[0]] = ticket
+        ask(gate, (To((pool,)),), caller=pool.name, now=now)
+
+    return turn
+
+
+def test_a_call_that_needs_places_in_two_pools_gets_in_though_each_of_them_is_never_idle():
+    one, other = places("one", 1), places("other", 1)
+    gate = gate_of(100)
+    turn = busy_pools(gate, (one, other))
+    both = ask(gate, (To((one, other)),), caller="both")
+    now = 0.0
+    while both.state is State.WAITING:
+        now += 0.5
+        turn(one if now % 1.0 else other, now)
+        assert now <= RESERVE_SECONDS + 1.0  # the next place of each
+    assert (one.in_use, other.in_use) == (1, 1)
+
+
+def test_a_place_is_kept_for_nobody_whom_one_pool_keeps_out_all_the_time():
+    free, full = places("free", 1), places("full", 0)
+    gate = gate_of(100)
+    ask(gate, (To((free, full)),))
+    turn = busy_pools(gate, (free,), now=10.0)
+    for now in (11.0, 12.0, 13.0):
+        turn(free, now)
+        assert free.in_use == 1
+
+
+def test_whoever_is_inside_already_is_not_held_up_by_one_who_waits_for_the_process():
+    """Neither would ever move: one keeps the pool, the other the place in the process."""
+    pool, other = places("pool", 1), places("other", 1)
+    gate = gate_of(2)
+    inside, elsewhere = ask(gate, (To((pool,)),), priority=Priority.BATCH), ask(gate, (To((other,)),))
+    both = ask(gate, (To((pool, other)),), priority=Priority.INTERACTIVE)
+    for now in (2.0, 3.0):
+        pause(gate, inside, now)
+        gate.again(inside, (To((pool,)),), now)
+    assert (inside.state, both.state) == (State.HELD, State.WAITING)
+    leave(gate, elsewhere, 4.0)
+    leave(gate, inside, 4.0)
+    assert both.state is State.HELD
+
+
+POOLS = st.lists(st.sampled_from(("one", "two", "three", "tokens")), min_size=1, max_size=3, unique=True)
+LANES = st.lists(
+    st.tuples(
+        st.sampled_from(Priority),
+        st.sampled_from(("a", "b", "c")),
+        st.lists(POOLS, min_size=1, max_size=2),
+        st.sampled_from((1, 20, 60)),
+    ),
+    min_size=2,
+    max_size=6,
+)
+
+
+@given(LANES, st.integers(1, 6), st.integers(1, 2), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_no_caller_with_a_feasible_head_waits_for_ever(lanes, process, concurrency, seed):
+    """Everybody always has more; calls take up to 3 s, and whatever they need is free at some time."""
+    pools = {name: places(name, concurrency) for name in ("one", "two", "three")} | {
+        "tokens": rated("tokens", tokens=600)  # 60 at once, 10 a second
+    }
+    routes = [tuple(To(tuple(pools[name] for name in names)) for names in targets) for _, _, targets, _ in lanes]
+    gate, now, random = gate_of(process), 0.0, Random(seed)
+    waiting, inside = {}, []
+
+    def another(number):
+        priority, caller, _, tokens = lanes[number]
+        ticket = ask(gate, routes[number], size=weigh(tokens), priority=priority, caller=caller, now=now)
+        waiting[ticket] = number
+
+    for number in 2 * [*range(len(lanes))]:
+        another(number)
+    while now < 400.0:
+        gate.woken.clear()
+        entered = [ticket for ticket in waiting if ticket.state is State.HELD]
+        inside += [(now + random.uniform(0.1, 3.0), waiting.pop(ticket), ticket) for ticket in entered]
+        assert all(now - ticket.since <= 200.0 for ticket in waiting)
+        inside.sort(key=lambda entry: entry[:2])
+        if inside and inside[0][0] <= gate.wake_at:
+            now, number, ticket = inside.pop(0)
+            leave(gate, ticket, now)
+            another(number)
+        else:
+            now = max(now, gate.wake_at)
+            gate.advance(now)
 
 
 # ── rule 7 ──

@@ -17,8 +17,10 @@ def test_a_mark_knows_who_was_sent_shortly_before_and_after(pauses):
     later = journal.write(features(0.0, 0), now + 10.0)
     for mark in marks:
         before = sum(0.0 <= mark.at - other.at <= JITTER and other.calls < mark.calls for other in marks)
-        assert mark.before == (before, (float(before), 0.0, float(before)))
-        after = journal.after(mark)[0]
+        around, sums = journal.around(mark)
+        assert sums == (float(around), 0.0, float(around))
+        assert mark.calls - 1 - mark.since[0] == before
+        after = around - before
         exact = sum(other.calls > mark.calls and other.at - mark.at <= JITTER for other in marks)
         assert exact <= after <= later.calls - mark.calls
         assert after == exact or marks[-1].at - mark.at <= JITTER or after <= exact + 1
