@@ -81,14 +81,16 @@ class _Count(msgspec.Struct):
         return asked[-1] if asked else self.messages[-1].text
 
 
-class _Create(_Count, kw_only=True):
+class Create(_Count, kw_only=True):
+    """The body that asks for a message."""
+
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     stream: bool | None = None
 
 
 def creation(body: bytes) -> Ask:
     """Raises BadAsk."""
-    said = decode(body, _Create)
+    said = decode(body, Create)
     return Ask(
         model=said.model,
         prompts=(said.prompt,),

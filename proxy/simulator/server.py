@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import msgspec
 from aiohttp import web
 
-from proxy.simulator import answers, asks, messages, wording
+from proxy.simulator import answers, asks, messages, realtime, wording
 from proxy.simulator.answers import Form, StreamedForm
 from proxy.simulator.asks import Ask, BadAsk
+from proxy.simulator.message_batches import MessageBatches
 from proxy.simulator.profile import Profile, Style
 from proxy.simulator.provider import Admitted, Fault, Provider, Refused
 
@@ -61,6 +62,7 @@ class Simulator:
         self.port = 0
         self._seed = seed
         self._serial = 0
+        self._batches = MessageBatches()
 
     @property
     def base_url(self) -> str:
@@ -72,6 +74,13 @@ class Simulator:
         for path in _ENDPOINTS:
             app.router.add_post(path, self._guarded(self._call))
         app.router.add_post("/v1/messages/count_tokens", self._guarded(self._count_tokens))
+        app.router.add_post("/v1/messages/batches", self._guarded(self._create_batch))
+        app.router.add_get("/v1/messages/batches", self._guarded(self._list_batches))
+        app.router.add_get("/v1/messages/batches/{batch}", self._guarded(self._batch(self._batches.show)))
+        app.router.add_post("/v1/messages/batches/{batch}/cancel", self._guarded(self._batch(self._batches.cancel)))
+        app.router.add_delete("/v1/messages/batches/{batch}", self._guarded(self._batch(self._batches.delete)))
+        app.router.add_get("/v1/messages/batches/{batch}/results", self._guarded(self._batch_results))
+        app.router.add_get("/v1/realtime", self._guarded(self._talk))
         app.router.add_get("/v1/models", self._guarded(self._list_models))
         app.router.add_get("/v1/models/{model:.+}", self._guarded(self._show_model))
         app.router.add_route("*", "/{path:.*}", self._unknown)
@@ -199,6 +208,43 @@ class Simulator:
         except BadAsk as error:
             return self._wrong(request, 400, str(error), serial)
         return self._json(200, {"input_tokens": ask.size.input_tokens}, serial)
+
+    async def _create_batch(self, request: web.Request, serial: str) -> web.StreamResponse:
+        try:
+            return self._json(200, self._batches.create(await request.read(), serial, self.base_url), serial)
+        except BadAsk as error:
+            return self._wrong(request, 400, str(error), serial)
+
+    async def _list_batches(self, request: web.Request, serial: str) -> web.StreamResponse:
+        return self._json(200, self._batches.listed(self.base_url), serial)
+
+    def _batch(
+        self, do: Callable[[str, str], dict[str, object] | None]
+    ) -> Callable[[web.Request, str], Awaitable[web.StreamResponse]]:
+        async def done(request: web.Request, serial: str) -> web.StreamResponse:
+            said = do(request.match_info["batch"], self.base_url)
+            return self._no_batch(request, serial) if said is None else self._json(200, said, serial)
+
+        return done
+
+    async def _batch_results(self, request: web.Request, serial: str) -> web.StreamResponse:
+        lines = self._batches.results(request.match_info["batch"])
+        if lines is None:
+            return self._no_batch(request, serial)
+        return web.Response(body=lines, headers=self._headers(serial, {}, 0.0), content_type="application/x-jsonl")
+
+    def _no_batch(self, request: web.Request, serial: str) -> web.Response:
+        return self._wrong(request, 404, "There is no such batch, or it has no results.", serial)
+
+    async def _talk(self, request: web.Request, serial: str) -> web.StreamResponse:
+        model = request.query.get("model", "")
+        if not model or not self._has(model):
+            return self._no_model(request, model, serial)
+        socket = web.WebSocketResponse(protocols=("realtime",), max_msg_size=realtime.MESSAGE_LIMIT, compress=False)
+        socket.headers.update(self._headers(serial, {}, 0.0))
+        await socket.prepare(request)
+        await realtime.Session(self.provider, socket, model, serial).run()
+        return socket
 
     async def _list_models(self, request: web.Request, serial: str) -> web.Response:
         names = self.provider.profile.models
