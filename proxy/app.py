@@ -21,7 +21,7 @@ from types import TracebackType
 
 from aiohttp import web
 
-from proxy.api import admin, anthropic, batches, files, openai
+from proxy.api import admin, anthropic, batches, files, openai, realtime
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
@@ -104,7 +104,7 @@ class Gateway:
         )
         kept = {**files.endpoints(self._batches), **batches.endpoints(self._batches, self.telemetry)}
         endpoints = {
-            OPENAI: openai.endpoints(self._relay) | kept,
+            OPENAI: openai.endpoints(self._relay) | realtime.endpoints(self._relay) | kept,
             ANTHROPIC: anthropic.endpoints(self._relay),
         }
         self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, now)

@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy import conversation
 from proxy.core import backoff, headers, outcome
 from proxy.core.answer import BodyReader
-from proxy.core.asked import Asked
 from proxy.core.breaker import Breaker
 from proxy.core.gate import Priority
 from proxy.core.learner import Size
@@ -46,7 +46,7 @@ from proxy.errors import (
 from proxy.limits import Admission, Limits
 from proxy.plan import Route, Target
 from proxy.telemetry import Attempt, Record, Telemetry
-from proxy.upstreams import AttemptFailed, Reply, Transport
+from proxy.upstreams import AttemptFailed, Body, Line, Reply, Transport
 
 ERROR_BODY_LIMIT = 1 << 20  # bytes of a refusal that are read and passed on
 UNUSED = Usage()  # what an attempt took that was never sent
@@ -69,6 +69,29 @@ class Sink(Protocol):
         """The answer that was started broke off; its reader must not take it for whole."""
 
 
+class Wanted(Protocol):
+    """What a call wants: a JSON body that is held in memory, or a WebSocket."""
+
+    @property
+    def model(self) -> str:
+        """As the client wrote it."""
+
+    @property
+    def stream(self) -> bool: ...
+
+    @property
+    def max_tokens(self) -> int | None: ...
+
+    @property
+    def wants_usage(self) -> bool: ...
+
+    @property
+    def input_tokens(self) -> float: ...
+
+    def rewritten(self, model: str, *, ask_usage: bool) -> Body:
+        """The body as an upstream gets it that knows the model by this name."""
+
+
 @dataclass(slots=True, frozen=True)
 class Policy:
     """How failures are tried again; the words of the configuration's `retry`."""
@@ -88,12 +111,14 @@ class Call:
         credential: the client's own, for an upstream that passes it through.
         deadline: on the monotonic clock; admitted, or tried once more, only before it.
         reports_usage: whether the endpoint knows `stream_options.include_usage`.
+        accept: for a call that is to become a WebSocket: answers the client's upgrade, once the upstream has answered
+            ours with this subprotocol.
     """
 
     method: str
     path: str
     route: Route
-    asked: Asked
+    asked: Wanted
     headers: Mapping[str, str]
     credential: Mapping[str, str]
     priority: Priority
@@ -101,6 +126,7 @@ class Call:
     deadline: float
     policy: Policy
     reports_usage: bool
+    accept: Callable[[str | None], Awaitable[Line]] | None = None
 
     @property
     def size(self) -> Size:
@@ -196,9 +222,12 @@ class Relay:
                     if reply.status >= 400:
                         return await self._refusal(reply, admission, attempt, record)
                     admission.answered(reply.headers)
-                    attempt.meaning = await self._pass_on(call, reply, sink, record)
-                    if record.first_token is not None:
-                        admission.sped(record.first_token - sent)
+                    if call.accept is not None:
+                        attempt.meaning = await self._converse(call.accept, reply.line(), record)
+                    else:
+                        attempt.meaning = await self._pass_on(call, reply, sink, record)
+                        if record.first_token is not None:
+                            admission.sped(record.first_token - sent)
                     self._budget(upstream.name).succeeded(self._now())
                     return None
             except AttemptFailed as error:
@@ -327,6 +356,22 @@ class Relay:
         meaning = outcome.of_failure(Reason.ERROR_EVENT, begun=True) if reader.error else outcome.OK
         self._close(record, meaning, end_reason="error_event" if reader.error else "done")
         return meaning
+
+    async def _converse(
+        self, accept: Callable[[str | None], Awaitable[Line]], upstream: Line, record: Record
+    ) -> Meaning:
+        """Let client and upstream talk over their WebSockets until one of them closes.
+
+        Raises:
+            AttemptFailed: the upstream was lost.
+        """
+        client = await accept(upstream.protocol)
+        record.first_byte, record.status = self._now(), 101
+        ending = await conversation.hold(client, upstream, record, self._now)
+        record.last_byte = self._now()
+        self._close(record, ending.meaning, end_reason="done")
+        await ending.finish()
+        return ending.meaning
 
     async def _read(self, reply: Reply, record: Record) -> bytes:
         began = self._now()

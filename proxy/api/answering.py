@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -22,24 +23,32 @@ class _Passing(web.StreamResponse):
     _send_headers_immediately = False
 
 
+class Failing(Protocol):
+    """What can be told of an error after it has begun."""
+
+    async def fail(self, error: GatewayError) -> None: ...
+
+
 class HttpAnswer:
     """Writes an answer to the client that asked; see `proxy.relay.Sink`.
 
     Attributes:
         dialect: the client's.
         response: None until an answer has begun.
+        line: the client's WebSocket, where the answer has become one.
     """
 
-    __slots__ = ("_now", "_record", "_request", "dialect", "is_stream", "response")
+    __slots__ = ("_now", "_record", "_request", "dialect", "is_stream", "line", "response")
 
     def __init__(self, request: web.BaseRequest, dialect: Dialect, record: Record, now: Callable[[], float]) -> None:
         self._request, self.dialect, self._record, self._now = request, dialect, record, now
         self.is_stream = False
         self.response: web.StreamResponse | None = None
+        self.line: Failing | None = None
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         self.is_stream = is_stream(headers)
-        self.response = _Passing(status=status, headers=self._all(headers))
+        self.response = _Passing(status=status, headers=self.headers(headers))
         if self._request.version != HttpVersion11 and "content-length" not in headers:
             self.response.force_close()  # without chunks, only the connection's end tells the answer's
         try:
@@ -64,7 +73,9 @@ class HttpAnswer:
     async def fail(self, error: GatewayError) -> None:
         """A stream gets an error event, as the SDKs understand it; any other body ends with its connection, so that it
         comes up short of its length or its last chunk."""
-        if self.is_stream:
+        if self.line is not None:
+            await self.line.fail(error)
+        elif self.is_stream:
             await self.write(b"event: error\ndata: " + self._encoded(error, type="error") + b"\n\n")
             await self.finish()
         elif (transport := self._request.transport) is not None:
@@ -93,7 +104,7 @@ class HttpAnswer:
         """Answer with a whole body; `closes`: and end the connection, whatever else came on it."""
         self._record.status, self._record.first_byte = status, self._now()
         self._record.bytes_out = len(body)
-        self.response = web.Response(status=status, body=body, headers=self._all(headers))
+        self.response = web.Response(status=status, body=body, headers=self.headers(headers))
         if closes:
             self.response.force_close()
         try:
@@ -103,10 +114,11 @@ class HttpAnswer:
             raise ClientGone from gone
         self._record.last_byte = self._now()
 
-    def _all(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def headers(self, said: Mapping[str, str]) -> dict[str, str]:
+        """Those of the answer: what is passed on, and our own."""
         return {
             self.dialect.id_header: self._record.request_id,
-            **headers,
+            **said,
             "server": SERVER,
             "x-request-id": self._record.request_id,
             "server-timing": server_timing(self._record, self._now()),

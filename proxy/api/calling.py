@@ -5,6 +5,8 @@ body -> what it asks for -> the route of its model -> a call for the relay
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from proxy.api import dialects
 from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Visit
@@ -12,7 +14,8 @@ from proxy.core import asked
 from proxy.core.asked import Asked, Unreadable
 from proxy.errors import InvalidRequest, ModelNotFound
 from proxy.plan import Plan, Route
-from proxy.relay import Call, Relay
+from proxy.relay import Call, Relay, Wanted
+from proxy.upstreams import Line
 
 
 def creating(
@@ -63,7 +66,14 @@ def routed(plan: Plan, model: str, dialect: Dialect) -> Route:
 
 
 def call(
-    visit: Visit, route: Route, wanted: Asked, *, method: str = "POST", path: str = "", reports_usage: bool = False
+    visit: Visit,
+    route: Route,
+    wanted: Wanted,
+    *,
+    method: str = "POST",
+    path: str = "",
+    reports_usage: bool = False,
+    accept: Callable[[str | None], Awaitable[Line]] | None = None,
 ) -> Call:
     return Call(
         method=method,
@@ -77,4 +87,5 @@ def call(
         deadline=visit.deadline,
         policy=visit.policy,
         reports_usage=reports_usage,
+        accept=accept,
     )

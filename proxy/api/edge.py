@@ -24,7 +24,7 @@ from proxy.api.answering import HttpAnswer
 from proxy.api.connections import Connection
 from proxy.api.dialects import Dialect
 from proxy.core.gate import Priority
-from proxy.core.headers import TO_UPSTREAM, without_hops
+from proxy.core.headers import TO_UPSTREAM, subprotocols, without_hops
 from proxy.core.outcome import Outcome
 from proxy.errors import (
     BodyTooLarge,
@@ -157,7 +157,10 @@ class Visit:
         if self.plan.needs_key:
             return {}
         headers = self.request.headers
-        return {name: headers[name] for name in ("authorization", "x-api-key") if name in headers}
+        sent = {name: headers[name] for name in ("authorization", "x-api-key") if name in headers}
+        if not sent and (key := _key_among_protocols(headers)):
+            return {"authorization": f"Bearer {key}"}
+        return sent
 
 
 Handler = Callable[[Visit], Awaitable[None]]
@@ -337,13 +340,18 @@ def _caller(plan: Plan, headers: CIMultiDictProxy[str]) -> str:
         raise InvalidRequest("the header authorization came more than once; send one", code="duplicate_header")
     scheme, _, key = (said[0] if said else "").partition(" ")
     if scheme.lower() != "bearer" or not key:
-        key = headers.get("x-api-key", "")
+        key = headers.get("x-api-key", "") or _key_among_protocols(headers)
     if not key:
         raise Unauthorized("no key was sent; send yours as `Authorization: Bearer KEY` or as x-api-key")
     alias = plan.caller(key.strip())
     if alias is None:
         raise Unauthorized("the key is not known here; ask whoever runs this gateway for one")
     return alias
+
+
+def _key_among_protocols(headers: Mapping[str, str]) -> str:
+    """A page in a browser can send its key nowhere else when it opens a WebSocket."""
+    return subprotocols(headers.get("sec-websocket-protocol", ""))[1]
 
 
 def _left(record: Record) -> None:

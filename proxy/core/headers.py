@@ -89,6 +89,20 @@ def for_client(said: Mapping[str, str]) -> dict[str, str]:
     return without_hops(told, said.get("connection", ""))
 
 
+_KEY = "openai-insecure-api-key."
+
+
+def subprotocols(said: str) -> tuple[tuple[str, ...], str]:
+    """A WebSocket's subprotocols, and the key among them, "" if there is none: browsers can send no other header.
+
+    Args:
+        said: the value of `sec-websocket-protocol`.
+    """
+    names = [name for part in said.split(",") if (name := part.strip())]
+    key = next((name.removeprefix(_KEY) for name in names if name.startswith(_KEY)), "")
+    return tuple(name for name in names if not name.startswith(_KEY)), key
+
+
 class Kind(Enum):
     """What a limit counts."""
 

@@ -22,9 +22,18 @@ class Usage:
     cache_write: int = 0
     reasoning: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input + other.input,
+            self.output + other.output,
+            self.cached + other.cached,
+            self.cache_write + other.cache_write,
+            self.reasoning + other.reasoning,
+        )
+
 
 def of(said: object) -> Usage | None:
-    """The usage object of an answer (`usage` in OpenAI's chat, completions, embeddings and responses, and in
+    """The usage object of an answer (`usage` in OpenAI's chat, completions, embeddings, responses and realtime, and in
     Anthropic's messages), or None where it holds no count."""
     if not isinstance(said, Mapping):
         return None
@@ -32,8 +41,8 @@ def of(said: object) -> Usage | None:
     left = _count(said, "completion_tokens", "output_tokens")
     if entered is None and left is None:
         return None
-    details_in = _part(said, "prompt_tokens_details", "input_tokens_details")
-    details_out = _part(said, "completion_tokens_details", "output_tokens_details")
+    details_in = _part(said, "prompt_tokens_details", "input_tokens_details", "input_token_details")
+    details_out = _part(said, "completion_tokens_details", "output_tokens_details", "output_token_details")
     cached = _count(details_in, "cached_tokens")
     written = _count(details_in, "cache_write_tokens", "cache_creation_tokens")
     if cached is None and written is None:  # Anthropic counts them beside input_tokens, not within

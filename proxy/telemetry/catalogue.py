@@ -82,16 +82,17 @@ OPERATIONS = (
     "responses",
     "messages",
     "count_tokens",
+    "realtime",
     "models",
     "files",
     "batches",
     OTHER,
 )
-TOKENLESS = frozenset({"count_tokens", "models", "files", "batches", OTHER})  # whose answers count no tokens
+TOKENLESS = frozenset({"count_tokens", "realtime", "models", "files", "batches", OTHER})  # whose answers may count none
 PRIORITIES = ("interactive", "default", "batch")
 STREAM = ("false", "true")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
-_STATUSES = (200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 502, 503, 504, 529)
+_STATUSES = (101, 200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 499, 500, 502, 503, 504, 529)
 CODES = (*map(str, _STATUSES), "2xx_other", "3xx_other", "4xx_other", "5xx_other")
 ERROR_SOURCES = ("client", "gateway", "upstream")
 ERROR_TYPES = (
@@ -523,4 +524,4 @@ def _code_of(status: int) -> str:
     return str(status) if status in _STATUSES else f"{status // 100}xx_other"
 
 
-CODE_OF: Mapping[int, str] = {status: _code_of(status) for status in range(200, 600)}
+CODE_OF: Mapping[int, str] = {status: _code_of(status) for status in (101, *range(200, 600))}

@@ -89,6 +89,66 @@ class ConnectionNotes(Protocol):
         """No connection came to stand: dns, tcp, tls or timeout."""
 
 
+@dataclass(slots=True, frozen=True)
+class Upgrade:
+    """In the place of a body: the connection is to become a WebSocket.
+
+    Attributes:
+        path: instead of the call's; it has the model's name in it.
+        protocols: the subprotocols that the client knows, its favourite first.
+    """
+
+    path: str
+    protocols: tuple[str, ...]
+
+
+Body = bytes | Upgrade
+
+
+@dataclass(slots=True, frozen=True)
+class Message:
+    """A whole message on a WebSocket."""
+
+    data: bytes
+    is_text: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Closing:
+    """The other side closes a WebSocket, in order."""
+
+    code: int
+    reason: str
+
+
+class Line(Protocol):
+    """A WebSocket to one side, the client's or the upstream's.
+
+    What a side does wrong is raised by the methods of its own line: `AttemptFailed` by an upstream's, `ClientGone` and
+    `InvalidRequest` by a client's.
+    """
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol that both agreed on."""
+        ...
+
+    async def receive(self) -> Message | Closing:
+        """What it says next."""
+        ...
+
+    async def send(self, message: Message) -> None:
+        """Returns when there is room for more."""
+        ...
+
+    async def close(self, closing: Closing) -> None:
+        """Say so, and wait a little for it to do the same. Raises nothing: a line that was lost is closed."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection."""
+
+
 class Reply(Protocol):
     """An upstream's answer whose headers have come."""
 
@@ -113,10 +173,14 @@ class Reply(Protocol):
         """The whole body, or its first `limit` bytes. Raises as `read` does."""
         ...
 
+    def line(self) -> Line:
+        """The WebSocket that it has become: of the answer to an `Upgrade`, unless it is a refusal (400 and above)."""
+        ...
+
 
 class Transport(Protocol):
     def send(
-        self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: Body
     ) -> AbstractAsyncContextManager[Reply]:
         """Send one request; the block lasts as long as its answer is read.
 

@@ -7,7 +7,6 @@ environment would see them; decompressing would change the bytes.
 
 from __future__ import annotations
 
-import asyncio
 import io
 from collections.abc import Mapping
 from time import monotonic
@@ -22,7 +21,9 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.core.outcome import Reason
-from proxy.upstreams import AttemptFailed, ConnectionNotes, Connections, Upstream
+from proxy.upstreams import AttemptFailed, Body, ConnectionNotes, Connections, Line, Upgrade, Upstream
+from proxy.upstreams.failures import reason_of
+from proxy.upstreams.websocket import Opening
 from proxy.watch import Late, Watch
 
 KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most servers close theirs (nginx 75, uvicorn 5)
@@ -41,12 +42,19 @@ class HttpTransport:
         self._notes = notes
         self._sessions: dict[tuple[str, str, float, int], aiohttp.ClientSession] = {}
 
-    def send(self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Exchange:
+    def send(
+        self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: Body
+    ) -> Exchange | Opening:
         # By value and not by plan: a reload keeps the connections of what it does not change.
         key = (upstream.name, upstream.base_url, upstream.connect_seconds, upstream.connections)
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = _session(upstream, self._notes)
+        if isinstance(body, Upgrade):
+            connector = session.connector
+            assert connector is not None
+            url = URL(upstream.base_url + body.path, encoded=True)
+            return Opening(connector, upstream, url, {**headers, **upstream.headers}, body)
         url = URL(upstream.base_url + path, encoded=True)
         return Exchange(session, upstream, method, url, {**headers, **upstream.headers}, body)
 
@@ -222,7 +230,7 @@ class Exchange:
         except Late as late:
             raise AttemptFailed(late.what) from error
         if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
-            raise AttemptFailed(_reason(error), type(error).__name__) from error
+            raise AttemptFailed(reason_of(error), type(error).__name__) from error
 
     async def read(self) -> bytes:
         assert self._response is not None
@@ -230,9 +238,12 @@ class Exchange:
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise AttemptFailed(_reason(error), type(error).__name__) from error
+            raise AttemptFailed(reason_of(error), type(error).__name__) from error
         finally:
             self._watch.rest()
+
+    def line(self) -> Line:
+        raise AssertionError("nobody asked for a WebSocket")
 
     async def body(self, limit: int) -> bytes:
         whole = bytearray()
@@ -244,15 +255,3 @@ class Exchange:
 def _payload(body: bytes) -> bytes | io.BytesIO | None:
     """A large body is sent in pieces: in one, it would keep the loop from all else, and aiohttp warns of it."""
     return io.BytesIO(body) if len(body) > IN_ONE else body or None
-
-
-def _reason(error: BaseException) -> Reason:
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return Reason.CONNECT
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Reason.RESET
-    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):
-        return Reason.GARBAGE
-    if isinstance(error, asyncio.TimeoutError):
-        return Reason.CONNECT
-    return Reason.RESET
