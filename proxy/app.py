@@ -27,9 +27,7 @@ from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
 from proxy.batches import Batches
 from proxy.config import ConfigError, Settings
-from proxy.core import cost
 from proxy.core.concurrency import LEAST
-from proxy.core.cost import Price
 from proxy.core.gate import Gate, Level, Priority
 from proxy.core.pool import Pool
 from proxy.limits.local import LocalLimits
@@ -85,7 +83,7 @@ class Gateway:
             now=now,
             wall=wall,
             draw_bits=random.getrandbits,
-            prices=_prices(settings),
+            prices=self.plan.prices,
             tracing=Tracing(
                 ratio=settings.telemetry.trace_ratio,
                 slow_seconds=settings.telemetry.trace_slow_seconds,
@@ -175,7 +173,7 @@ class Gateway:
                 raise
             old, self.plan = self.plan, Plan(settings, self._pools)
             self._set_gate(settings)
-            self.telemetry.relabel(_labels(self.plan), _prices(settings))
+            self.telemetry.relabel(_labels(self.plan), self.plan.prices)
             self.telemetry.reloaded(True)
             self.telemetry.audit.reloaded(dict(old.settings), dict(settings))
             notes = [
@@ -296,11 +294,6 @@ def _labels(plan: Plan) -> Labels:
         callers=tuple(settings.callers) if settings.telemetry.per_caller else (),
         gates=plan.gates,
     )
-
-
-def _prices(settings: Settings) -> dict[str, Price]:
-    priced = {name: said.price for name, said in settings.models.items() if said.price is not None}
-    return {name: cost.price(**said.model_dump()) for name, said in priced.items()}
 
 
 def _busiest(pools: Sequence[Pool], levels: Iterable[Level]) -> list[Pool]:

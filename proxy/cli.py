@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxy import app as gateway_app
-from proxy import config, demo, simulator
+from proxy import bulk, config, demo, simulator
 from proxy import top as top_screen
 from proxy.config import ConfigError, Settings
 from proxy.simulator import profiles
@@ -38,8 +39,10 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
 )
 err = Console(stderr=True, highlight=False)
+PRINTED = 160  # columns of a table that goes into a file or a pipe
 
 ConfigFile = Annotated[
     Path | None,
@@ -207,6 +210,148 @@ def demo_command(
     raise typer.Exit(_run(demo.run(keep=keep, calls=calls, seed=seed)))
 
 
+batch = typer.Typer(
+    name="batch",
+    help="Answer a file of prompts, in its order, by the batches of a gateway; look at batches and cancel them.",
+    epilog="Begin with `penstock batch run prompts.txt -m gpt-4o-mini -o results.jsonl`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+cli.add_typer(batch)
+
+GatewayUrl = Annotated[
+    str | None, typer.Option("--url", help="A running gateway's address.", envvar="PENSTOCK_URL", metavar="URL")
+]
+CallerKey = Annotated[
+    str, typer.Option("--key", help="A caller's key, if it asks for one.", envvar="PENSTOCK_KEY", show_envvar=True)
+]
+
+
+@batch.command(name="run")
+def batch_run(
+    prompts: Annotated[
+        str, typer.Argument(help="A .txt (a prompt a line), .csv or .jsonl file; `-` reads stdin as --format says.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The model; each line of a .jsonl may name its own.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the results go; without it to stdout, and no resuming.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="The prompt, with the row's fields: 'Classify: {text}' ({column} of a .csv).")
+    ] = "",
+    system: Annotated[str, typer.Option(help="A system message before each prompt.")] = "",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of an answer.")] = None,
+    concurrency: Annotated[
+        str, typer.Option(help="Most calls at once, for a gateway that this command starts; `auto` finds it.")
+    ] = "auto",
+    kind: Annotated[str, typer.Option("--format", help="txt, csv or jsonl; by the file's name unless given.")] = "",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask those anew that failed before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget an earlier run with this -o.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    url: GatewayUrl = None,
+    key: CallerKey = "",
+    config_file: ConfigFile = None,
+) -> None:
+    """Answer a file of prompts; the results stand in the order of the prompts.
+
+    A running gateway does the work: the one at --url, else one at the configured port. Where there is none, one is
+    started for the run, from --config or from OPENAI_API_KEY in the environment. Ended by whatever means, the same
+    command goes on where it was. Exit code: 0 all answered, 1 some failed, 2 bad input or no gateway, 130 interrupted.
+
+    penstock batch run reviews.csv -m gpt-4o-mini --template "Classify: {review}" -o classes.jsonl
+    """
+    settings = None if url else _checked(lambda: config.load(config_file, os.environ))
+    wanted = bulk.Wanted(model, template, system, max_tokens)
+    try:
+        with bulk.gateway(settings, url, key, concurrency) as (remote, where), bulk.opened(prompts, kind) as rows:
+            progress = bulk.Progress(err, quiet=quiet)
+            made = bulk.run(
+                remote,
+                bulk.rows(*rows, wanted),
+                out,
+                sys.stdout.buffer,
+                progress,
+                retry_failed=retry_failed,
+                fresh=fresh,
+                where=where,
+            )
+    except bulk.BadInput as error:
+        for problem in error.problems:
+            err.print(f"{prompts}: {problem}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except (bulk.Stopped, bulk.Refused, bulk.Unreachable, OSError) as error:
+        _fail(str(error), code=2)
+    except KeyboardInterrupt:
+        again = "" if out is None else f"; go on with: {shlex.join(['penstock', *sys.argv[1:]])}"
+        err.print(f"interrupted; what is answered is kept{again}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if not quiet:
+        reasons = ", ".join(f"{code} x {count}" for code, count in made.reasons.items())
+        err.print(
+            f"{made.answered:,} answered, {made.failed:,} failed{f' ({reasons})' if reasons else ''}", markup=False
+        )
+    raise typer.Exit(made.code)
+
+
+@batch.command(name="list")
+def batch_list(
+    url: GatewayUrl = None,
+    key: CallerKey = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON, one a line.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """List the batches of a running gateway, newest first."""
+    _show_batches(lambda remote: remote.batches(), url, key, config_file, as_json)
+
+
+@batch.command(name="show")
+def batch_show(
+    batch_id: Annotated[str, typer.Argument(metavar="BATCH", help="Its id, such as batch_…")],
+    url: GatewayUrl = None,
+    key: CallerKey = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Show one batch of a running gateway."""
+    _show_batches(lambda remote: [remote.batch(batch_id)], url, key, config_file, as_json)
+
+
+@batch.command(name="cancel")
+def batch_cancel(
+    batch_id: Annotated[str, typer.Argument(metavar="BATCH", help="Its id, such as batch_…")],
+    url: GatewayUrl = None,
+    key: CallerKey = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Cancel one batch of a running gateway; what was answered is kept."""
+    _show_batches(lambda remote: [remote.cancel(batch_id)], url, key, config_file, as_json)
+
+
+def _show_batches(
+    ask: Callable[[bulk.Remote], Iterable[bulk.Batch]],
+    url: str | None,
+    key: str,
+    config_file: Path | None,
+    as_json: bool,
+) -> None:
+    server = None if url else _checked(lambda: config.load(config_file, os.environ)).server
+    address = url or (_url("127.0.0.1", server.port) if server else "")
+    try:
+        batches = list(ask(bulk.Remote(address, key)))
+    except (bulk.Refused, bulk.Unreachable) as error:
+        _fail(str(error), code=2)
+    if as_json:
+        for each in batches:
+            typer.echo(json.dumps(each))
+    elif batches:
+        Console(highlight=False, width=None if sys.stdout.isatty() else PRINTED).print(bulk.table(batches))
+    else:
+        err.print("there are no batches")
+
+
 def _ask(url: str, key: str | None) -> Any:
     """What a running gateway answers on its admin port."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})  # noqa: S310 - the operator's own address
@@ -272,6 +417,6 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, *, code: int = 1) -> NoReturn:
     err.print(f"[red]penstock:[/red] {message}", soft_wrap=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import urlsplit
 
 from proxy import config
 from proxy.config import PASSTHROUGH, Secret, Settings
+from proxy.core import cost
 from proxy.core.concurrency import Gradient
+from proxy.core.cost import Price
 from proxy.core.learner import Learner
 from proxy.core.pool import Pool
 from proxy.upstreams import Upstream
@@ -134,6 +136,8 @@ class Plan:
         ]
         self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts)))
         pools.keep(set(self._shared), set(self.upstreams), accounts)
+        priced = {name: said.price for name, said in settings.models.items() if said.price is not None}
+        self._prices = {name: cost.price(**said.model_dump()) for name, said in priced.items()}
         self._exact = {name: self._route(name, None) for name in settings.models if not name.endswith("*")}
         self._open: OrderedDict[str, Route] = OrderedDict()
 
@@ -162,6 +166,16 @@ class Plan:
         if len(self._open) > OPEN_ROUTES:
             self._open.popitem(last=False)
         return route
+
+    def price(self, model: str) -> Price | None:
+        """What a model's tokens cost; None where nobody said."""
+        name = self.settings.match(model)
+        return None if name is None else self._prices.get(name)
+
+    @property
+    def prices(self) -> Mapping[str, Price]:
+        """By configured model, where one is given."""
+        return self._prices
 
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""

@@ -9,8 +9,10 @@ import msgspec
 from proxy.api.edge import Endpoint, Handler, Visit
 from proxy.api.files import expiry, give, listed, one_more, page_of, query
 from proxy.batches import Batches, Wanted
+from proxy.core import cost
 from proxy.core.batch import ENDPOINTS, WINDOWS, Batch, Status
 from proxy.errors import InvalidRequest, UnknownPath
+from proxy.plan import Plan
 from proxy.telemetry import Telemetry
 
 BATCHES_LISTED = (100, 20)  # at most, and where nobody says
@@ -32,7 +34,7 @@ def _create(batches: Batches, telemetry: Telemetry) -> Handler:
     async def create(visit: Visit) -> None:
         wanted = _wanted(await visit.body(), telemetry.traceparent(visit.record))
         batch = await batches.submit(visit.record.caller, wanted)
-        await give(visit, _described(batch, batches))
+        await give(visit, _described(batch, batches, visit.plan))
 
     return create
 
@@ -76,7 +78,7 @@ def _list(batches: Batches) -> Handler:
         most, usual = BATCHES_LISTED
         page = page_of(query(visit), most=most, usual=usual)
         found = await batches.batches(visit.record.caller, one_more(page))
-        await give(visit, listed([_described(batch, batches) for batch in found], page))
+        await give(visit, listed([_described(batch, batches, visit.plan) for batch in found], page))
 
     return list_batches
 
@@ -84,7 +86,7 @@ def _list(batches: Batches) -> Handler:
 def _show(batches: Batches) -> Handler:
     async def show(visit: Visit) -> None:
         batch_id = visit.path.partition("?")[0].removeprefix("/batches/")
-        await give(visit, _described(await batches.batch(visit.record.caller, batch_id), batches))
+        await give(visit, _described(await batches.batch(visit.record.caller, batch_id), batches, visit.plan))
 
     return show
 
@@ -94,13 +96,13 @@ def _cancel(batches: Batches) -> Handler:
         batch_id, _, verb = visit.path.partition("?")[0].removeprefix("/batches/").partition("/")
         if verb != "cancel":
             raise UnknownPath("of a batch there is GET /v1/batches/{batch_id} and POST /v1/batches/{batch_id}/cancel")
-        await give(visit, _described(await batches.cancel(visit.record.caller, batch_id), batches))
+        await give(visit, _described(await batches.cancel(visit.record.caller, batch_id), batches, visit.plan))
 
     return cancel
 
 
-def _described(batch: Batch, batches: Batches) -> dict[str, object]:
-    """As OpenAI's object has it, and under `penstock` what only this gateway knows: why it does not go on."""
+def _described(batch: Batch, batches: Batches, plan: Plan) -> dict[str, object]:
+    """As OpenAI's object has it, and under `penstock` what only this gateway knows: its cost, and why it rests."""
     used = batch.used
     described: dict[str, object] = {
         "id": batch.id,
@@ -126,7 +128,9 @@ def _described(batch: Batch, batches: Batches) -> dict[str, object]:
         },
         "metadata": batch.metadata,
     }
+    ours: dict[str, object] = {}
+    if (price := plan.price(batch.model)) is not None:
+        ours["cost_usd"] = cost.of(batch.used, price) / cost.MICRO
     if (pause := batches.pause(batch)) is not None:
-        told = {"reason": pause.reason, "message": pause.message, "since": int(pause.since)}
-        described["penstock"] = {"paused": told}
-    return described
+        ours["paused"] = {"reason": pause.reason, "message": pause.message, "since": int(pause.since)}
+    return described | {"penstock": ours} if ours else described

@@ -9,6 +9,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -91,7 +92,12 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
             continue
         name, *rest = shlex.split(said[1], comments=True)
         assert name in group.commands, line
-        known = {option for parameter in group.commands[name].params for option in parameter.opts}
+        command = group.commands[name]
+        if isinstance(command, typer.core.TyperGroup) and rest:
+            name, *rest = rest
+            assert name in command.commands, line
+            command = command.commands[name]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= known, line
 
 
@@ -116,9 +122,16 @@ def test_every_configuration_shown_is_one(page: Path, tmp_path: Path) -> None:
 @EACH_PAGE
 def test_every_variable_stands_for_a_setting(page: Path) -> None:
     example = yaml.safe_load((ROOT / "config" / "penstock.example.yaml").read_text())
-    known = shape.spellings(example).keys() | {"CONFIG"}
+    known = shape.spellings(example).keys() | _asked_for(typer.main.get_command(cli))
     for name in re.findall(r"\bPENSTOCK_([A-Z0-9_]+\b)", page.read_text()):
         assert name in known, name
+
+
+def _asked_for(command: Any) -> set[str]:
+    """The variables that options of a command can be given by, without PENSTOCK_."""
+    within = getattr(command, "commands", {}).values()
+    named = {str(parameter.envvar).removeprefix("PENSTOCK_") for parameter in command.params if parameter.envvar}
+    return named.union(*map(_asked_for, within))
 
 
 @EACH_PAGE

@@ -1,0 +1,1 @@
+"""`penstock batch`: a file of prompts in, results in its order out."""
