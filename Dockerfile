@@ -19,7 +19,9 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
 FROM python:3.13-slim
 COPY --from=build /opt/penstock /opt/penstock
 ENV PATH=/opt/penstock/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-# A number, so that "must not run as root" can be checked without a user list. Nothing is written to disk.
+# A number, so that "must not run as root" can be checked without a user list. Files and batches are kept in a volume, if
+# there is one: mount it here, and set PENSTOCK_STATE__PATH.
+RUN install -d -o 10001 -g 10001 -m 0700 /var/lib/penstock
 USER 10001:10001
 WORKDIR /
 EXPOSE 8080 8081

@@ -17,7 +17,7 @@ from proxy.core.batch import Input, Line
 from proxy.errors import StateUnavailable
 
 WRITE_BYTES = 1 << 20  # gathered before each trip to the disk
-READ_LINES = 500  # checked in one go: about 5 ms, so that other threads get their turn
+READ_LINES = 2_000  # checked in one go and queued in one commit; 40 ms
 READ_BYTES = 1 << 20
 
 

@@ -16,10 +16,12 @@ from proxy.core.batch import Batch, End, Result
 from proxy.core.gate import Priority
 from proxy.core.outcome import Outcome, Reason
 from proxy.errors import (
+    BodyTooLarge,
     ClientGone,
     Draining,
     GatewayError,
     Internal,
+    ModelNotFound,
     QueueFull,
     QueueTimeout,
     UpstreamError,
@@ -93,12 +95,14 @@ class Items:
                 plan = self._plan()
                 route = plan.route(of.model)
                 if route is None:
-                    return self._pause("model_not_found", f"the model `{of.model}` is not known here any more", None)
+                    raise ModelNotFound(f"the model `{of.model}` is not known here any more")
                 record.model = route.name
                 await self._relay.run(self._call(of, line, record, route, plan), sink, record)
             except GatewayError as error:
                 return self._refused(of, item, record, error)
             except ClientGone:
+                record.outcome, record.status = Outcome.REJECTED, BodyTooLarge.status
+                record.error_type, record.error_source = BodyTooLarge.word, BodyTooLarge.source
                 message = f"the answer is longer than {ANSWER_BYTES_MAX >> 20} MiB; ask for less"
                 return Ended(End.FAILED, self._unanswered(of, item, "answer_too_large", message))
             except Exception as error:  # noqa: BLE001  # as at the edge: counted and logged, once
@@ -153,6 +157,8 @@ class Items:
             return self._pause(self._relay.breakers[record.upstream].reason.value, str(error), error.retry_after)
         if isinstance(error, UpstreamUnreachable):
             return self._pause(Reason.CONNECT.value, str(error), None)
+        if isinstance(error, ModelNotFound):  # a reload took it away, and another may give it back
+            return self._pause(error.code, str(error), None)
         if self._may_run_again(record, item):
             return Ended(End.AGAIN)
         return Ended(End.FAILED, self._unanswered(of, item, error.code, str(error)))

@@ -93,6 +93,7 @@ class Runner:
         self._lives: dict[str, Life] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._given_up: list[Item] = []  # by a drain
+        self._is_stuck = False  # the store could not be written, and that has been told
 
     async def start(self) -> int:
         """Take up all that is open; how many batches that are."""
@@ -161,15 +162,17 @@ class Runner:
 
     async def insist(self, ask: Callable[Said, Awaitable[Answer]], *said: Said.args, **named: Said.kwargs) -> Answer:
         """What the store answers, however long it takes until it can (rule 1)."""
-        told = False
         while True:
             try:
-                return await ask(*said, **named)
+                answer = await ask(*said, **named)
             except StateUnavailable as error:
-                if not told:
+                if not self._is_stuck:
                     log.warning("batches wait: %s", error)
-                    told = True
+                self._is_stuck = True
                 await asyncio.sleep(INSIST_SECONDS)
+            else:
+                self._is_stuck = False
+                return answer
 
     async def _pulse(self) -> None:
         renewed = swept = self.now()
@@ -264,9 +267,10 @@ class Life:
     async def _validate(self) -> None:
         """Check the input as a whole, and queue its lines."""
         runner, batch = self._runner, self.batch
-        found = Input(batch.endpoint, runner.line_bytes_max())
+        most = runner.line_bytes_max()
+        found = Input(batch.endpoint, most)
         try:
-            reading = await asyncio.to_thread(Reading, runner.inputs.path(batch.input_file_id), found, 1 << 20)
+            reading = await asyncio.to_thread(Reading, runner.inputs.path(batch.input_file_id), found, most)
             try:
                 while not reading.is_over:
                     lines = await asyncio.to_thread(reading.some)

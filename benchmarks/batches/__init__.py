@@ -1,0 +1,1 @@
+"""Batches that are killed, and batches that are large: `python -m benchmarks.batches`."""
