@@ -55,7 +55,7 @@ class GatewayError(Exception):
     kind: ClassVar[str] = "server_error"  # `error.type` in OpenAI's shape
     word: ClassVar[str] = "internal"  # `error_type` of metrics and logs
     source: ClassVar[str] = "gateway"  # whose budget it comes out of: client, gateway or upstream
-    should_retry: ClassVar[bool | None] = None  # x-should-retry; None: left to the client
+    should_retry: bool | None = None  # x-should-retry; None: left to the client
     closes: ClassVar[bool] = False  # what follows on the connection is not read
 
     def __init__(
@@ -150,17 +150,17 @@ class ExpectationFailed(GatewayError):
 
 class QueueFull(GatewayError):
     status, default_code, kind, word = 429, "queue_full", "requests", "queue_full"
-    should_retry = True
+    should_retry: bool | None = True
 
 
 class QueueTimeout(GatewayError):
     status, default_code, word = 503, "queue_timeout", "queue_timeout"
-    should_retry = True
+    should_retry: bool | None = True
 
 
 class Draining(GatewayError):
     status, default_code, word = 503, "draining", "overloaded"
-    should_retry = True
+    should_retry: bool | None = True
 
 
 class StateOff(GatewayError):
@@ -178,7 +178,7 @@ class UpstreamError(GatewayError):
 
     status, default_code, kind = 502, "upstream_error", "upstream_error"
     word, source = "upstream_5xx", "upstream"
-    should_retry = False
+    should_retry: bool | None = False
 
 
 class UpstreamShut(UpstreamError):

@@ -120,6 +120,7 @@ class Plan:
 
     Attributes:
         upstreams: by name.
+        catch_all: name of the upstream for what names no model, by dialect.
         gates: labels of all pools; they stand in the configuration.
     """
 
@@ -134,12 +135,15 @@ class Plan:
             for name, said in settings.models.items()
             for upstream in said.upstreams
         ]
-        self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts)))
+        passed = map(_passed, settings.upstreams)
+        self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts, *passed)))
         pools.keep(set(self._shared), set(self.upstreams), accounts)
         priced = {name: said.price for name, said in settings.models.items() if said.price is not None}
         self._prices = {name: cost.price(**said.model_dump()) for name, said in priced.items()}
         self._exact = {name: self._route(name, None) for name in settings.models if not name.endswith("*")}
         self._open: OrderedDict[str, Route] = OrderedDict()
+        self._direct: dict[tuple[str, ...], Route] = {}
+        self.catch_all = _catch_all(settings)
 
     @property
     def needs_key(self) -> bool:
@@ -177,6 +181,14 @@ class Plan:
         """By configured model, where one is given."""
         return self._prices
 
+    def direct(self, *upstreams: str) -> Route:
+        """Where a request goes that names no model: to these upstreams, best first."""
+        route = self._direct.get(upstreams)
+        if route is None:
+            targets = tuple(self._passing(name) for name in upstreams)
+            route = self._direct[upstreams] = Route(upstreams[0], targets[0].upstream.dialect, targets)
+        return route
+
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""
         by_sound = {name.casefold(): name for name in self._exact}
@@ -203,9 +215,31 @@ class Plan:
             f"{upstream}/{said.upstream_model or name}",
             learn=there.limits.learn and said.limits.learn,
         )
-        wanted = (f"pool/{said.pool}", f"pool/{there.pool}", f"upstream/{upstream}", f"model/{name}")
-        shared = [self._shared[key] for key in dict.fromkeys(wanted) if key in self._shared]
+        shared = self._among(f"pool/{said.pool}", f"pool/{there.pool}", f"upstream/{upstream}", f"model/{name}")
         return Target(self.upstreams[upstream], said.upstream_model, (*shared, account), account)
+
+    def _passing(self, upstream: str) -> Target:
+        """An upstream for what names no model; such calls have an account of their own there."""
+        there = self.settings.upstreams[upstream]
+        account = self._pools.account(_passed(upstream), _passed(upstream), learn=there.limits.learn)
+        shared = self._among(f"pool/{there.pool}", f"upstream/{upstream}")
+        return Target(self.upstreams[upstream], None, (*shared, account), account)
+
+    def _among(self, *wanted: str) -> list[Pool]:
+        return [self._shared[key] for key in dict.fromkeys(wanted) if key in self._shared]
+
+
+def _passed(upstream: str) -> str:
+    return f"{upstream}/passthrough"
+
+
+def _catch_all(settings: Settings) -> dict[str, str]:
+    """By dialect: the upstream that the configuration names, else the first of `*`, else the first of any model."""
+    models = sorted(settings.models, key="*".__ne__)
+    names = [name for model in models for name in settings.models[model].upstreams]
+    if settings.passthrough.upstream is not None:
+        names.insert(0, settings.passthrough.upstream)
+    return {settings.upstreams[name].dialect: name for name in reversed(names)}
 
 
 def _shared(settings: Settings, pools: Pools) -> dict[str, Pool]:

@@ -12,6 +12,7 @@ share of the target's limits. Whoever wants an answer, be it an HTTP client, a b
 3. Between two attempts nothing of a target is held; the place in the process is.
 4. What the client gets at last is what the upstream sent, or an error of ours that says why there is nothing to send.
 5. The outcome is written after the last byte; until then it is `cancelled`.
+6. A body that was not kept is sent once: when a part of it is gone, nothing is tried again.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ class Sink(Protocol):
 
 
 class Wanted(Protocol):
-    """What a call wants: a JSON body that is held in memory, or a WebSocket."""
+    """What a call wants: a JSON body that is held in memory, one that streams through, or a WebSocket."""
 
     @property
     def model(self) -> str:
-        """As the client wrote it."""
+        """As the client wrote it; "" where none is named."""
 
     @property
     def stream(self) -> bool: ...
@@ -87,6 +88,10 @@ class Wanted(Protocol):
 
     @property
     def input_tokens(self) -> float: ...
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it cannot be sent any more: a part of it was sent that nobody kept."""
 
     def rewritten(self, model: str, *, ask_usage: bool) -> Body:
         """The body as an upstream gets it that knows the model by this name."""
@@ -113,6 +118,8 @@ class Call:
         reports_usage: whether the endpoint knows `stream_options.include_usage`.
         accept: for a call that is to become a WebSocket: answers the client's upgrade, once the upstream has answered
             ours with this subprotocol.
+        marks_end: whether its streams end with a mark, so that one without it is broken.
+        seeks: the targets are places where a thing may be: where one says 404, the next is asked.
     """
 
     method: str
@@ -125,7 +132,9 @@ class Call:
     caller: str
     deadline: float
     policy: Policy
-    reports_usage: bool
+    reports_usage: bool = False
+    marks_end: bool = True
+    seeks: bool = False
     accept: Callable[[str | None], Awaitable[Line]] | None = None
 
     @property
@@ -195,7 +204,7 @@ class Relay:
                 if last is None or setback.meaning is not outcome.SHUT:
                     last = setback  # that it was not asked again is no answer; what it said before is
                 if not await self._come_again(call, tries, setback, admission):
-                    await self._give_up(last, sink, record)
+                    await self._give_up(call, last, sink, record)
                     return
 
     async def _attempt(self, call: Call, admission: Admission[Target], sink: Sink, record: Record) -> Setback | None:
@@ -215,12 +224,13 @@ class Relay:
                 body = call.asked.rewritten(model, ask_usage=call.hides_usage)
                 extra = self._headers(call, target, record, attempt)
                 sent = attempt.sent = self._now()
+                uploaded = record.client_seconds
                 async with self._transport.send(upstream, call.method, call.path, extra, body) as reply:
                     attempt.status, attempt.first_byte = reply.status, self._now()
                     attempt.request_id = reply.headers.get("x-request-id", reply.headers.get("request-id", ""))
-                    record.upstream_seconds += attempt.first_byte - sent
+                    record.upstream_seconds += attempt.first_byte - sent - (record.client_seconds - uploaded)
                     if reply.status >= 400:
-                        return await self._refusal(reply, admission, attempt, record)
+                        return await self._refusal(call, reply, admission, attempt, record)
                     admission.answered(reply.headers)
                     if call.accept is not None:
                         attempt.meaning = await self._converse(call.accept, reply.line(), record)
@@ -241,7 +251,7 @@ class Relay:
                 return None
             finally:
                 if attempt.first_byte is None and attempt.sent is not None:
-                    record.upstream_seconds += self._now() - attempt.sent
+                    record.upstream_seconds += self._now() - attempt.sent - (record.client_seconds - uploaded)
                 breaker.ended(attempt.meaning, attempt.retry_after, self._now())
                 admission.settle(record.usage)
 
@@ -256,7 +266,9 @@ class Relay:
             extra.update(self._telemetry.trace_headers(record, attempt))
         return extra
 
-    async def _refusal(self, reply: Reply, admission: Admission[Target], attempt: Attempt, record: Record) -> Setback:
+    async def _refusal(
+        self, call: Call, reply: Reply, admission: Admission[Target], attempt: Attempt, record: Record
+    ) -> Setback:
         """Read an error answer and tell the limits what it means."""
         began = self._now()
         try:
@@ -265,6 +277,8 @@ class Relay:
             record.upstream_seconds += self._now() - began
         code, kind, message = headers.error_of_body(body)
         meaning = outcome.of_answer(reply.status, code=code, kind=kind, message=message)
+        if reply.status == 404 and call.seeks:
+            meaning = outcome.ABSENT
         retry_after = headers.retry_after(reply.headers, self._wall())
         if retry_after is None and meaning.retry is Retry.PACED:
             retry_after = headers.retry_after_of_body(body)
@@ -296,7 +310,7 @@ class Relay:
     def _pause(self, call: Call, tries: Tries[Target], setback: Setback, target: Target) -> float | None:
         """Seconds until the next attempt; None: that was the last. How long a limit holds is the gate's to know."""
         retry = setback.meaning.retry
-        if retry is Retry.NEVER:
+        if retry is Retry.NEVER or call.asked.is_spent:
             return None
         if retry is Retry.PACED:
             return 0.0 if tries.refused() else None
@@ -342,7 +356,7 @@ class Relay:
                     await self._write(reply, whole, sink, record)
                 if record.first_token is None and reader.first_token:
                     record.first_token = self._now()
-            if not reader.close() and not reader.error:
+            if not reader.close() and not reader.error and call.marks_end:
                 raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
         finally:
             reader.close()
@@ -415,7 +429,7 @@ class Relay:
         await self._told(sink.fail(error), record)
         record.last_byte = self._now()
 
-    async def _give_up(self, setback: Setback, sink: Sink, record: Record) -> None:
+    async def _give_up(self, call: Call, setback: Setback, sink: Sink, record: Record) -> None:
         """The last word: the upstream's own answer, or an error of ours where it gave none."""
         self._close(record, setback.meaning)
         if setback.meaning is outcome.SHUT:
@@ -425,10 +439,14 @@ class Relay:
                 retry_after=setback.retry_after,
             )
         if setback.error is not None:
-            raise _as_error(setback.error.reason, record.upstream) from setback.error
+            error = _as_error(setback.error.reason, record.upstream)
+            if call.asked.is_spent:
+                error.should_retry = None
+            raise error from setback.error
         record.status, record.first_byte = setback.status, self._now()
         told = _for_client(setback.status, setback.headers) | {"content-length": str(len(setback.body))}
-        if setback.meaning.retry is not Retry.NEVER or setback.status == 429 or setback.status >= 500:
+        was_retried = setback.meaning.retry is not Retry.NEVER or setback.status == 429 or setback.status >= 500
+        if was_retried and not call.asked.is_spent:
             told["x-should-retry"] = "false"  # it was retried here, or does not help: the client need not
         await self._told(sink.start(setback.status, told), record)
         await self._told(sink.write(setback.body), record)

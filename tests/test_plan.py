@@ -71,7 +71,7 @@ def test_a_wildcard_keeps_the_limits_of_each_model_apart_under_one_label():
     assert (one.model, other.model) == (None, None)  # as the client wrote it
     assert one.account is not other.account
     assert (one.account.name, one.account.label) == ("one/gpt-a", "one/*")
-    assert plan.gates == ("process", "one/*")
+    assert plan.gates == ("process", "one/*", "one/passthrough")
 
 
 def test_a_name_longer_than_any_model_has_is_not_remembered(monkeypatch):
@@ -94,7 +94,18 @@ def test_a_call_takes_from_every_limit_that_names_its_way_and_from_each_once():
     assert one.pools[0] is two.pools[0]
     assert [pool.concurrency for pool in one.pools] == [2, 3, None, None]
     assert one.account is one.pools[-1]
-    assert {*labels(one), *labels(two), "process"} == set(plan.gates)
+    assert {*labels(one), *labels(two), "process"} == set(plan.gates) - {"one/passthrough", "two/passthrough"}
+
+
+def test_what_names_no_model_takes_from_its_upstreams_limits_and_has_an_account_of_its_own():
+    said = {"one": upstream(limits=Limits(concurrency=3), pool="gpu"), "two": upstream("http://two.test/v1")}
+    models = {"m": to("one", limits=Limits(requests_per_minute=60))}
+    plan = Plan(settings(models, upstreams=said, pools={"gpu": Limits(concurrency=2)}), Pools())
+    one, two = plan.direct("one", "two").targets
+    assert labels(one) == ["pool/gpu", "upstream/one", "one/passthrough"]
+    assert labels(two) == ["two/passthrough"]
+    assert {*labels(one), *labels(two)} <= set(plan.gates)
+    assert one.account is plan.direct("one").targets[0].account
 
 
 def test_a_limit_that_bounds_nothing_is_no_pool():

@@ -40,7 +40,7 @@ from proxy.limits.local import LocalLimits
 from proxy.plan import Route, Target
 from proxy.relay import Call, Policy, Relay
 from proxy.telemetry import Labels, Telemetry
-from proxy.upstreams import AttemptFailed, Upstream
+from proxy.upstreams import AttemptFailed, Streamed, Upstream
 from proxy.watch import Late, Watch
 from tests.virtual_time import START, everybody_waits, in_virtual_time, loop, run
 
@@ -122,6 +122,8 @@ class Transport:
 
     @asynccontextmanager
     async def send(self, upstream, method, path, headers, body):
+        if isinstance(body, Streamed):
+            body = await self._taken(upstream, body)
         script = self.scripts[upstream.name]
         answer = script.pop(0) if len(script) > 1 else script[0]
         self.sent.append((upstream.name, method, path, headers, body))
@@ -138,6 +140,12 @@ class Transport:
             raise AttemptFailed(late.what) from late
         finally:
             self.open -= 1
+
+    async def _taken(self, upstream, body):
+        """What an upstream takes of a body that streams: all of it, or nothing where it cannot be reached."""
+        if self.scripts[upstream.name][0] == Breaks(Reason.CONNECT):
+            return b""
+        return b"".join([part async for part in body.parts])
 
 
 class Reply:
@@ -357,6 +365,113 @@ async def test_a_request_without_a_body_goes_upstream_without_one():
     record, _ = await world.live(call, Sink())
     assert record.outcome is Outcome.OK
     assert world.transport.sent[0][4] == b""
+
+
+# ── a body that streams through ──
+
+
+class Uploading:
+    """A body of which what comes first is kept, and the rest can be taken once; as `proxy.api.uploads` makes it."""
+
+    model, stream, max_tokens, wants_usage, input_tokens = "m", False, 0, False, 0.0
+
+    def __init__(self, *rest, seconds=0.0, record=None):
+        self.rest, self.seconds, self.record, self.is_spent = list(rest), seconds, record, False
+
+    def rewritten(self, model, *, ask_usage):
+        return Streamed(self.parts(), None)
+
+    async def parts(self):
+        yield b"head"
+        self.is_spent = True
+        while self.rest:
+            part = self.rest.pop(0)
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+
+async def upload(world, *rest):
+    call, sink = world.call(), Sink()
+    call.asked = Uploading(*rest)
+    record, error = await world.live(call, sink)
+    world.is_at_rest()
+    return record, sink, error
+
+
+@in_virtual_time
+async def test_a_body_streams_to_the_upstream():
+    world = World(a=[answers()])
+    record, sink, _ = await upload(world, b"-and-", b"rest")
+    assert world.transport.sent[0][4] == b"head-and-rest"
+    assert (record.outcome, sink.body) == (Outcome.OK, WHOLE)
+
+
+@in_virtual_time
+async def test_a_body_that_was_taken_in_part_is_not_sent_again():
+    """Rule 6: whatever the refusal, the upstream's answer is the last word."""
+    for refusal in (refuses(503), THROTTLED, MONEY, refuses(500)):
+        world = World(a=[refusal], b=[answers()])
+        _, sink, error = await upload(world, b"rest")
+        assert error is None
+        assert world.transport.asked == "a"
+        assert sink.status == refusal.status
+        assert "x-should-retry" not in sink.headers
+
+
+@in_virtual_time
+async def test_a_body_that_was_taken_in_part_and_got_no_answer_is_left_to_its_client():
+    world = World(a=[Breaks(Reason.RESET)])
+    record, _, error = await upload(world, b"rest")
+    assert isinstance(error, UpstreamBroke)
+    assert (error.should_retry, UpstreamBroke("").should_retry) == (None, False)
+    assert reasons(record) == ["reset"]
+
+
+@in_virtual_time
+async def test_a_body_of_which_nothing_was_taken_goes_to_the_next_upstream():
+    world = World(a=[Breaks(Reason.CONNECT)], b=[answers()])
+    record, sink, _ = await upload(world, b"-rest")
+    assert world.transport.asked == "ab"
+    assert world.transport.sent[1][4] == b"head-rest"
+    assert (record.outcome, sink.status) == (Outcome.OK, 200)
+
+
+@in_virtual_time
+async def test_what_breaks_the_body_is_not_blamed_on_the_upstream():
+    world = World(a=[answers()])
+    call, sink = world.call(), Sink()
+    call.asked = Uploading(b"rest", ClientGone())
+    with pytest.raises(ClientGone):
+        await world.live(call, sink)
+    world.is_at_rest()
+    assert sink.calls == []
+    assert world.relay.breakers["a"].state(world.now()).value == "closed"
+
+
+# ── where a thing may be in several places ──
+
+
+async def sought(**scripts):
+    world = World(**scripts)
+    call, sink = world.call(seeks=True), Sink()
+    record, _ = await world.live(call, sink)
+    return world.transport.asked, sink.status, record
+
+
+@in_virtual_time
+async def test_where_one_upstream_does_not_have_it_the_next_is_asked():
+    asked_of, status, record = await sought(a=[refuses(404)], b=[answers()])
+    assert (asked_of, status, record.upstream) == ("ab", 200, "b")
+
+
+@in_virtual_time
+async def test_where_none_has_it_the_last_ones_word_is_passed_on():
+    asked_of, status, record = await sought(a=[refuses(404)], b=[refuses(404)])
+    assert (asked_of, status, record.outcome) == ("ab", 404, Outcome.REJECTED)
+    world = World(a=[refuses(404)], b=[answers()])
+    await world.ask()
+    assert world.transport.asked == "a"  # nobody sought
 
 
 @pytest.mark.parametrize("passes", [True, False])

@@ -5,11 +5,12 @@ body -> what it asks for -> the route of its model -> a call for the relay
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 from proxy.api import dialects
 from proxy.api.dialects import Dialect
-from proxy.api.edge import Endpoint, Visit
+from proxy.api.edge import Endpoint, Handler, Visit
 from proxy.core import asked
 from proxy.core.asked import Asked, Unreadable
 from proxy.errors import InvalidRequest, ModelNotFound
@@ -19,9 +20,15 @@ from proxy.upstreams import Line
 
 
 def creating(
-    relay: Relay, dialect: Dialect, operation: str, path: str, *, reports_usage: bool = False
+    relay: Relay,
+    dialect: Dialect,
+    operation: str,
+    path: str,
+    *,
+    reports_usage: bool = False,
+    beside: Mapping[str, Handler] = MappingProxyType({}),
 ) -> dict[str, Endpoint]:
-    """The endpoint whose JSON body names a model, which is to answer it."""
+    """The endpoint whose JSON body names a model, which is to answer it; `beside` are handlers of other methods."""
 
     async def create(visit: Visit) -> None:
         wanted = read(await visit.body())
@@ -31,7 +38,7 @@ def creating(
         record.model = route.name
         await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
 
-    return {path: Endpoint(operation, path, {"POST": create})}
+    return {path: Endpoint(operation, path, {"POST": create, **beside})}
 
 
 def read(body: bytes) -> Asked:
@@ -80,7 +87,7 @@ def call(
         path=path or visit.path,
         route=route,
         asked=wanted,
-        headers={**visit.answer.dialect.defaults, **visit.forwarded},
+        headers={**visit.answer.dialect.defaults, **visit.forwarded()},
         credential=visit.credential,
         priority=visit.priority,
         caller=visit.record.caller,

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -61,6 +61,36 @@ class Visit:
     path: str  # what follows /v1, with its query
     now: Callable[[], float]
 
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The body as it comes in; who does not ask for the next part stops the client.
+
+        Raises:
+            BodyTooLarge: it is longer than the configuration allows for what streams through.
+            Malformed, TooSlow: it broke off, or did not come in time.
+            ClientGone: the client left.
+        """
+        limit, record = self.plan.settings.server.max_upload_bytes, self.record
+        if (self.request.content_length or 0) > limit:
+            raise self._too_large(limit, "max_upload_bytes")
+        if not self.request.content.is_eof():
+            await self.ask_for_body()
+        while True:
+            began = self.now()
+            try:
+                part = await self.request.content.readany()
+            except ConnectionError as error:
+                raise ClientGone from error
+            if (waited := self.now() - began) > BLOCKED_SECONDS:
+                record.client_seconds += waited
+            if not part:
+                break
+            record.bytes_in += len(part)
+            if record.bytes_in > limit:
+                raise self._too_large(limit, "max_upload_bytes")
+            yield part
+        if record.routed is None:
+            record.body_read = self.now()
+
     async def body(self) -> bytes:
         """The whole body.
 
@@ -70,7 +100,7 @@ class Visit:
         """
         limit = self.plan.settings.server.max_body_bytes
         if (self.request.content_length or 0) > limit:
-            raise self._too_large(limit)
+            raise self._too_large(limit, "max_body_bytes")
         if not self.request.content.is_eof():
             await self.ask_for_body()
         parts: list[bytes] = []
@@ -79,7 +109,7 @@ class Visit:
         while part := await self.request.content.readany():
             size += len(part)
             if size > limit:
-                raise self._too_large(limit)
+                raise self._too_large(limit, "max_body_bytes")
             parts.append(part)
         record = self.record
         record.bytes_in, record.body_read = size, self.now()
@@ -107,8 +137,8 @@ class Visit:
         _connection(request).watch(request.content)
 
     @staticmethod
-    def _too_large(limit: int) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is larger than {limit} bytes; send less, or raise server.max_body_bytes")
+    def _too_large(limit: int, setting: str) -> BodyTooLarge:
+        return BodyTooLarge(f"the body is larger than {limit} bytes; send less, or raise server.{setting}")
 
     @property
     def priority(self) -> Priority:
@@ -141,11 +171,10 @@ class Visit:
         attempts = min(2, retry.attempts) if again else retry.attempts
         return Policy(attempts, retry.base_seconds, retry.cap_seconds)
 
-    @property
-    def forwarded(self) -> dict[str, str]:
+    def forwarded(self, allowed: Set[str] = TO_UPSTREAM) -> dict[str, str]:
         """The headers that may go upstream."""
         headers = self.request.headers
-        told = {name: ", ".join(headers.getall(name)) for name in TO_UPSTREAM if name in headers}
+        told = {name: ", ".join(headers.getall(name)) for name in allowed if name in headers}
         for name, value in told.items():
             if not value.isprintable():
                 raise InvalidRequest(f"the header {name} holds a byte that is no character; take it out")
@@ -181,7 +210,7 @@ class Endpoint:
     handlers: Mapping[str, Handler]
 
 
-_NOWHERE = Endpoint("other", "other", {})
+NOWHERE = Endpoint("other", "other", {})
 _IN_PATHS = "/:@!$&'()*+,;=~"  # what a path may hold as it is, besides letters, digits, `_`, `.` and `-`
 
 
@@ -190,12 +219,13 @@ class _Table:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._exact = {path: endpoint for path, endpoint in endpoints.items() if not path.endswith("/")}
-        self._below = {path: endpoint for path, endpoint in endpoints.items() if path.endswith("/")}
+        below = sorted((path for path in endpoints if path.endswith("/")), key=len, reverse=True)
+        self._below = {path: endpoints[path] for path in below}
 
     def find(self, path: str) -> Endpoint:
         endpoint = self._exact.get(path)
         if endpoint is None:
-            endpoint = next((below for start, below in self._below.items() if path.startswith(start)), _NOWHERE)
+            endpoint = next((below for start, below in self._below.items() if path.startswith(start)), NOWHERE)
         return endpoint
 
 
@@ -204,7 +234,7 @@ class Edge:
 
     Args:
         plan: the plan in force when a request arrives; it keeps that one.
-        endpoints: by path, for each dialect; a path that ends in `/` stands for all below it.
+        endpoints: by path, for each dialect; a path that ends in `/` stands for all below it, of several the longest.
     """
 
     def __init__(
@@ -309,7 +339,7 @@ class Edge:
             except InvalidRequest as error:
                 wrong = error
         dialect = dialects.spoken(path, request.headers)
-        endpoint = _NOWHERE if wrong is not None else self._tables[dialect].find(path)
+        endpoint = NOWHERE if wrong is not None else self._tables[dialect].find(path)
         return dialect, endpoint, target, wrong
 
 

@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from proxy.api import passthrough
 from proxy.api.calling import call, routed
 from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Visit
@@ -45,11 +46,13 @@ def endpoints(
             visit.record.model = route.name
             await _give(visit, described(visit.plan, model))
             return
-        await _ask_upstream(relay, visit, route, model, f"/models/{quote(model)}")
+        _, mark, query = visit.path.partition("?")
+        await _ask_upstream(relay, visit, route, model, f"/models/{quote(model)}{mark}{query}")
 
+    passed = passthrough.handler(relay, dialect)
     return {
         "/v1/models": Endpoint("models", "/v1/models", {"GET": list_models}),
-        "/v1/models/": Endpoint("models", "/v1/models/{model}", {"GET": one_model}),
+        "/v1/models/": Endpoint("models", "/v1/models/{model}", {"GET": one_model, "DELETE": passed}),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxy.api import models
+from proxy.api import models, passthrough
 from proxy.api.calling import creating
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Endpoint, Visit
@@ -14,8 +14,9 @@ from proxy.relay import Relay
 
 def endpoints(relay: Relay) -> dict[str, Endpoint]:
     """By path, for the edge."""
+    passed = passthrough.handler(relay, OPENAI)
     return {
-        **creating(relay, OPENAI, "chat", "/v1/chat/completions", reports_usage=True),
+        **creating(relay, OPENAI, "chat", "/v1/chat/completions", reports_usage=True, beside={"GET": passed}),
         **creating(relay, OPENAI, "completions", "/v1/completions", reports_usage=True),
         **creating(relay, OPENAI, "embeddings", "/v1/embeddings"),
         **creating(relay, OPENAI, "responses", "/v1/responses"),

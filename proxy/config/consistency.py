@@ -43,6 +43,9 @@ def _unknown_names(tree: Tree) -> Found:
         for index, upstream in _listed(model):
             if upstream not in upstreams:
                 yield ("models", name, "upstreams", index), f"no such upstream{nearest(upstream, upstreams)}"
+    passed = _part(tree, "passthrough").get("upstream")
+    if isinstance(passed, str) and passed not in upstreams:
+        yield ("passthrough", "upstream"), f"no such upstream{nearest(passed, upstreams)}"
     for kind in ("upstreams", "models"):
         for name, part in _parts(tree, kind):
             pool = part.get("pool")

@@ -140,6 +140,8 @@ class Server(_Part):
     reaches it can use it."""
     max_body_bytes: Count = 64 * 1024 * 1024
     """Largest body of a request, in bytes; a larger one is refused with 413."""
+    max_upload_bytes: Count = 1024 * 1024 * 1024
+    """Largest body of a request that streams through to its upstream, such as a file, in bytes."""
     idle_seconds: Seconds = 75.0
     """How long a client's connection is kept on which there is no request."""
     read_seconds: Seconds = 10.0
@@ -260,6 +262,16 @@ class Gate(_Part):
     """The priorities whose queue, when it stands for too long, serves the newest first and refuses who waited 2 s."""
 
 
+class Passthrough(_Part):
+    """Where requests go that the gateway need not understand: files, vector stores, assistants and so on."""
+
+    enabled: bool = True
+    """Whether they are passed on; else they are answered 404."""
+    upstream: str | None = None
+    """Name of the upstream they go to; where none is given, the first one of the model `*`, or else of any model, that
+    speaks the client's API."""
+
+
 class Retry(_Part):
     """How a failed attempt is tried again, before the first byte of an answer has left."""
 
@@ -336,6 +348,8 @@ class Settings(BaseSettings):
     """How many calls this process lets through, and how many may wait."""
     callers: Annotated[Mapping[Name, CallerKey], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
     """Who may call: a key for each alias. With any, every call needs one; aliases appear in metrics, keys nowhere."""
+    passthrough: Passthrough = Passthrough()
+    """Where requests go that the gateway need not understand."""
     retry: Retry = Retry()
     """How a failed attempt is tried again."""
     state: State = State()

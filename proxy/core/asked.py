@@ -60,6 +60,11 @@ class Asked:
         """An estimate, before anybody has counted."""
         return len(self.body) / CHARS_PER_TOKEN
 
+    @property
+    def is_spent(self) -> bool:
+        """Never: the body is held, and may be sent again and again."""
+        return False
+
     def rewritten(self, model: str, *, ask_usage: bool) -> bytes:
         """The body for an upstream: the same bytes, or with another model or the wish for usage set in.
 

@@ -37,6 +37,8 @@ TO_UPSTREAM = frozenset(
         "openai-project",
     }
 )
+# ... and of what is passed through as it is: how the body is packed, and which part of a file is wanted.
+PASSED_UPSTREAM = TO_UPSTREAM | {"content-encoding", "if-match", "if-none-match", "if-range", "range"}
 
 _PARTS = ("limit", "remaining", "reset")
 _SPANS = ("second", "10-second", "minute", "hour", "day", "month")
@@ -44,11 +46,16 @@ _SPANS = ("second", "10-second", "minute", "hour", "day", "month")
 TO_CLIENT = (
     frozenset(
         {
+            "accept-ranges",
             "cache-control",
             "content-disposition",
             "content-encoding",
+            "content-range",
             "content-type",
+            "etag",
+            "last-modified",
             "openai-model",
+            "openai-poll-after-ms",
             "openai-processing-ms",
             "openai-version",
             "request-id",

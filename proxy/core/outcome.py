@@ -95,6 +95,7 @@ class Meaning:
 
 OK = Meaning(Outcome.OK, Reason.NONE, Retry.NEVER)
 SHUT = Meaning(Outcome.REJECTED, Reason.SHUT, Retry.ELSEWHERE)
+ABSENT = Meaning(Outcome.REJECTED, Reason.CALLER, Retry.ELSEWHERE)  # a 404, where the thing may be elsewhere
 CANCELLED = Meaning(Outcome.CANCELLED, Reason.NONE, Retry.NEVER)
 _MONEY = Meaning(Outcome.REJECTED, Reason.MONEY, Retry.ELSEWHERE)
 _TOO_LARGE = Meaning(Outcome.REJECTED, Reason.TOO_LARGE, Retry.NEVER)

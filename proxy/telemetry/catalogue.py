@@ -75,20 +75,35 @@ CREDENTIALS = Configured("upstreams", cap=50)  # each upstream has one
 GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
 KEYS = Configured("callers", cap=200)
 
-OPERATIONS = (
-    "chat",
-    "completions",
-    "embeddings",
-    "responses",
-    "messages",
+_WITH_TOKENS = ("chat", "completions", "embeddings", "responses", "messages")  # operations whose answers count tokens
+_WITHOUT = (  # those whose answers may count none
     "count_tokens",
-    "realtime",
     "models",
-    "files",
+    "audio",
+    "images",
+    "moderations",
+    "assistants",
     "batches",
+    "chatkit",
+    "containers",
+    "content_provenance_checks",
+    "conversations",
+    "evals",
+    "files",
+    "fine_tuning",
+    "organization",
+    "projects",
+    "realtime",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+    "passthrough",
     OTHER,
 )
-TOKENLESS = frozenset({"count_tokens", "realtime", "models", "files", "batches", OTHER})  # whose answers may count none
+OPERATIONS = (*_WITH_TOKENS, *_WITHOUT)
+TOKENLESS = frozenset(_WITHOUT)
 PRIORITIES = ("interactive", "default", "batch")
 STREAM = ("false", "true")
 OUTCOMES = tuple(outcome.value for outcome in Outcome)

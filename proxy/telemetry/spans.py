@@ -33,7 +33,7 @@ from opentelemetry.util.types import AttributeValue
 
 from proxy.core.cost import MICRO
 from proxy.core.outcome import Outcome
-from proxy.telemetry import semconv, trace
+from proxy.telemetry import catalogue, semconv, trace
 from proxy.telemetry.log import text
 from proxy.telemetry.record import Attempt, Pause, Record
 from proxy.telemetry.recorder import is_answered
@@ -175,10 +175,10 @@ class _Tree:
     def _operation(self, root: SpanContext) -> None:
         record = self._record
         name = semconv.GEN_AI_OPERATIONS.get(record.operation, record.operation)
-        model = text(record.asked_model) or record.model
+        model = text(record.asked_model) or (record.model if record.model != catalogue.OTHER else "")
         started = self._in_order[0].started if self._in_order else record.arrived
         operation = self._add(
-            f"{name} {model}",
+            f"{name} {model}".rstrip(),
             SpanKind.CLIENT,
             root,
             started,
@@ -195,11 +195,12 @@ class _Tree:
         record = self._record
         attributes: Attributes = {
             semconv.GEN_AI_OPERATION: name,
-            semconv.GEN_AI_REQUEST_MODEL: model,
             semconv.GEN_AI_REQUEST_STREAM: record.stream,
             semconv.ATTEMPTS: len(record.attempts),
             semconv.OVERHEAD_SECONDS: record.overhead_seconds,
         }
+        if model:
+            attributes[semconv.GEN_AI_REQUEST_MODEL] = model
         if record.upstream:
             attributes[semconv.GEN_AI_PROVIDER] = record.upstream
         if record.max_tokens is not None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -102,7 +102,21 @@ class Upgrade:
     protocols: tuple[str, ...]
 
 
-Body = bytes | Upgrade
+@dataclass(slots=True, frozen=True)
+class Streamed:
+    """A request's body that is made while it is sent, once.
+
+    What `parts` raises is no failure of the upstream: it leaves `Transport.send` as it is.
+
+    Attributes:
+        length: bytes of all parts together; None: nobody knows, so it is sent in chunks.
+    """
+
+    parts: AsyncIterator[bytes]
+    length: int | None
+
+
+Body = bytes | Streamed | Upgrade
 
 
 @dataclass(slots=True, frozen=True)
@@ -184,7 +198,8 @@ class Transport(Protocol):
     ) -> AbstractAsyncContextManager[Reply]:
         """Send one request; the block lasts as long as its answer is read.
 
-        Leaving the block gives the connection back if the answer was read to its end, and closes it otherwise.
+        Leaving the block gives the connection back if the body was sent and the answer read to its end, and closes it
+        otherwise. An answer may come before the body is whole: the rest is not sent then.
 
         Args:
             path: what followed `/v1`, beginning with a slash, with its query.

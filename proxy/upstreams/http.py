@@ -8,7 +8,7 @@ environment would see them; decompressing would change the bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.core.outcome import Reason
-from proxy.upstreams import AttemptFailed, Body, ConnectionNotes, Connections, Line, Upgrade, Upstream
+from proxy.upstreams import AttemptFailed, Body, ConnectionNotes, Connections, Line, Streamed, Upgrade, Upstream
 from proxy.upstreams.failures import reason_of
 from proxy.upstreams.websocket import Opening
 from proxy.watch import Late, Watch
@@ -56,7 +56,10 @@ class HttpTransport:
             url = URL(upstream.base_url + body.path, encoded=True)
             return Opening(connector, upstream, url, {**headers, **upstream.headers}, body)
         url = URL(upstream.base_url + path, encoded=True)
-        return Exchange(session, upstream, method, url, {**headers, **upstream.headers}, body)
+        told = {**headers, **upstream.headers}
+        if isinstance(body, Streamed) and body.length is not None:
+            told["Content-Length"] = str(body.length)
+        return Exchange(session, upstream, method, url, told, body)
 
     def levels(self) -> list[Connections]:
         """How the connections to each upstream stand that was asked."""
@@ -161,7 +164,7 @@ def _session(upstream: Upstream, notes: ConnectionNotes | None) -> aiohttp.Clien
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
     )
 
 
@@ -170,6 +173,7 @@ class Exchange:
 
     __slots__ = (
         "_body",
+        "_broken",
         "_headers",
         "_method",
         "_response",
@@ -188,12 +192,13 @@ class Exchange:
         method: str,
         url: URL,
         headers: Mapping[str, str],
-        body: bytes,
+        body: bytes | Streamed,
     ) -> None:
         self._session, self._upstream = session, upstream
         self._method, self._url, self._headers, self._body = method, url, headers, body
         self._watch: Watch[Reason] = Watch()
         self._response: aiohttp.ClientResponse | None = None
+        self._broken: Exception | None = None  # what the body's own source raised
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -203,7 +208,7 @@ class Exchange:
             # Connecting has its own bound within; until it stands, this wait covers both.
             self._watch.expect(Reason.FIRST_BYTE, self._upstream.connect_seconds + self._upstream.first_byte_seconds)
             response = await self._session.request(
-                self._method, self._url, data=_payload(self._body), headers=self._headers, allow_redirects=False
+                self._method, self._url, data=self._payload(), headers=self._headers, allow_redirects=False
             )
             self._watch.rest()
         except BaseException as error:
@@ -224,13 +229,44 @@ class Exchange:
         await self._leave(error)
 
     async def _leave(self, error: BaseException | None) -> None:
-        """End the watch and translate what aiohttp raised."""
+        """End the watch and translate what aiohttp raised. What the body's source raised goes on as it was."""
         try:
             await self._watch.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
         except Late as late:
             raise AttemptFailed(late.what) from error
+        if self._broken is not None and isinstance(error, Exception):
+            raise self._broken
         if isinstance(error, aiohttp.ClientError | TimeoutError | OSError):
             raise AttemptFailed(reason_of(error), type(error).__name__) from error
+
+    def _payload(self) -> bytes | io.BytesIO | AsyncIterator[bytes] | None:
+        """A large body is sent in pieces: in one, it would keep the loop from all else, and aiohttp warns of it."""
+        body = self._body
+        if isinstance(body, Streamed):
+            return self._sending(body.parts)
+        return io.BytesIO(body) if len(body) > IN_ONE else body or None
+
+    async def _sending(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The body's parts. While its source is waited for, the upstream is not late."""
+        try:
+            while True:
+                self._expect_nothing()
+                part = await anext(parts, b"")
+                self._expect_answer()
+                if not part:
+                    return
+                yield part
+        except Exception as error:
+            self._broken = error
+            raise
+
+    def _expect_nothing(self) -> None:
+        if self._response is None:
+            self._watch.rest()
+
+    def _expect_answer(self) -> None:
+        if self._response is None:
+            self._watch.expect(Reason.FIRST_BYTE, self._upstream.first_byte_seconds)
 
     async def read(self) -> bytes:
         assert self._response is not None
@@ -250,8 +286,3 @@ class Exchange:
         while len(whole) < limit and (chunk := await self.read()):
             whole += chunk
         return bytes(whole[:limit])
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO | None:
-    """A large body is sent in pieces: in one, it would keep the loop from all else, and aiohttp warns of it."""
-    return io.BytesIO(body) if len(body) > IN_ONE else body or None

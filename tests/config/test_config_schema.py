@@ -17,6 +17,7 @@ from proxy.config import (
     Gate,
     Limits,
     Model,
+    Passthrough,
     Retry,
     Server,
     Settings,
@@ -37,7 +38,9 @@ VARIABLES = {  # what the examples say they need
     "NIGHTLY_KEY": "n" * 48,
     "BATCH_KEY": "c" * 48,
 }
-SECTIONS: list[type[BaseModel]] = [Settings, Server, Upstream, Limits, Model, Gate, Retry, State, Batches, Telemetry]
+SECTIONS: list[type[BaseModel]] = [
+    *(Settings, Server, Upstream, Limits, Model, Gate, Passthrough, Retry, State, Batches, Telemetry)
+]
 
 
 def test_the_schema_is_valid_and_is_the_one_that_is_kept() -> None:
@@ -58,7 +61,7 @@ def test_the_full_example_shows_every_setting_with_its_default() -> None:
     text = (CONFIG / "penstock.example.yaml").read_text()
     shown = yaml.safe_load(text)
     parts = {"server": Server, "gate": Gate, "retry": Retry, "state": State, "batches": Batches, "telemetry": Telemetry}
-    for section, model in parts.items():
+    for section, model in (parts | {"passthrough": Passthrough}).items():
         optional = {name for name, field in model.model_fields.items() if field.default is None}
         assert shown[section] == json.loads(model().model_dump_json(exclude=optional)), section
         assert all(f"# {name}: " in text for name in optional), section

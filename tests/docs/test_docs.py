@@ -200,6 +200,9 @@ def test_the_headers_that_reach_an_upstream_are_listed() -> None:
     told = re.search(r"only these reach an upstream: (.*?)\.", OPERATING, re.DOTALL)
     assert told is not None
     assert set(words(told[1])) == headers.TO_UPSTREAM
+    also = re.search(r"what is \[passed on as it is\]\(.*?\) (.*?) do too\.", OPERATING, re.DOTALL)
+    assert also is not None
+    assert set(words(also[1])) == headers.PASSED_UPSTREAM - headers.TO_UPSTREAM
 
 
 def test_the_headers_a_client_may_send_are_those_that_are_read() -> None:

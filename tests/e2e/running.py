@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from openai import AsyncOpenAI
+from yarl import URL
 
 from proxy.app import Gateway
 from proxy.config import Model, Retry, Secret, Server, Settings, Upstream
@@ -137,7 +138,8 @@ class House:
         """One request, its answer read whole; `said` is sent as it is if it is bytes, else as JSON."""
         body = said if isinstance(said, bytes) else json.dumps(said).encode()
         sent = {"content-type": "application/json"} | dict(headers or {})
-        async with self.http.request(method, self.origin + path, data=io.BytesIO(body), headers=sent) as answer:
+        url = URL(self.origin + path, encoded=True)
+        async with self.http.request(method, url, data=io.BytesIO(body), headers=sent) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
 
     async def stream(self, headers: Mapping[str, str] | None = None, **said: object) -> Answer:

@@ -339,7 +339,7 @@ async def test_a_mistake_is_told_in_anthropic_s_shape(change: Any, kind: str, co
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "kind"),
     [
-        ("POST", "/v1/nowhere", {"anthropic-version": "2023-06-01"}, 404, "not_found_error"),
+        ("POST", "/v1/v1/nowhere", {"anthropic-version": "2023-06-01"}, 404, "not_found_error"),
         ("GET", "/v1/messages", {}, 405, "invalid_request_error"),
         ("POST", "/v1/messages", {"content-length": "0"}, 400, "invalid_request_error"),
         ("POST", "/v1/messages", {"x-penstock-priority": "urgent"}, 400, "invalid_request_error"),

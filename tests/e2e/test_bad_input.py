@@ -246,12 +246,11 @@ async def test_a_compressed_body_is_not_understood_and_says_so(house: House) -> 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", "/v1/chat/completions", "POST"),
-        ("PUT", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/chat/completions", "POST, GET"),
         ("DELETE", "/v1/responses", "POST"),
         ("PATCH", "/v1/embeddings", "POST"),
         ("POST", "/v1/models", "GET"),
-        ("DELETE", "/v1/models/m-large", "GET"),
+        ("POST", "/v1/models/m-large", "GET, DELETE"),
         ("OPTIONS", "/v1/completions", "POST"),
     ],
 )
@@ -268,9 +267,7 @@ async def test_a_wrong_method_is_refused_with_the_right_one(house: House, method
         "/",
         "/v1",
         "/v1/",
-        "/v1/chat",
         "/v1/chat/completions/",
-        "/v1/chat/completions/x",
         "/V1/chat/completions",
         "/v2/chat/completions",
         "/chat/completions",
@@ -278,7 +275,6 @@ async def test_a_wrong_method_is_refused_with_the_right_one(house: House, method
         "/healthz",
         "/admin/reload",
         "/.env",
-        "/v1/" + "x" * 4_000,
     ],
 )
 async def test_an_unknown_path_is_not_found_and_never_reaches_an_upstream(

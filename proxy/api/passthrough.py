@@ -1,0 +1,111 @@
+"""Everything of a provider's API that the gateway need not understand: passed on as it is, both ways.
+
+    path -> upstream -> relay (gate, attempts, record, as for any call) -> the same path there
+
+Method, path, query, body and status are the client's and the upstream's own; of the headers those pass that may.
+"""
+
+from __future__ import annotations
+
+from proxy.api import uploads
+from proxy.api.dialects import Dialect
+from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
+from proxy.core.headers import PASSED_UPSTREAM
+from proxy.errors import InvalidRequest, UnknownPath
+from proxy.plan import Route
+from proxy.relay import Call, Relay, Wanted
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+TO = "x-penstock-upstream"  # the header by which a client names the upstream
+# The first segments of OpenAI's paths, and the words under which they are counted.
+OPERATIONS = (
+    "assistants",
+    "audio",
+    "batches",
+    "chat",
+    "chatkit",
+    "completions",
+    "containers",
+    "content_provenance_checks",
+    "conversations",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "models",
+    "moderations",
+    "organization",
+    "projects",
+    "realtime",
+    "responses",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+)
+UNKNOWN = "passthrough"  # the word of all other paths
+_MARKED = frozenset({"chat", "responses", "threads"})  # whose streams end with a mark, and are broken without it
+
+
+def endpoints(relay: Relay, dialect: Dialect) -> dict[str, Endpoint]:
+    """By path, for the edge: all of /v1 but what is more exact."""
+    handlers = dict.fromkeys(METHODS, handler(relay, dialect))
+    found = {"/v1/": Endpoint(UNKNOWN, "/v1/{path}", handlers), "/v1/v1/": NOWHERE}  # a slip in a base_url
+    for operation in OPERATIONS:
+        path = f"/v1/{operation}"
+        found[path] = Endpoint(operation, path, handlers)
+        found[f"{path}/"] = Endpoint(operation, f"{path}/{{path}}", handlers)
+    return found
+
+
+def handler(relay: Relay, dialect: Dialect) -> Handler:
+    """What passes a request on, whatever its method."""
+
+    async def pass_through(visit: Visit) -> None:
+        route = _route(visit, dialect)
+        await pass_on(relay, visit, await uploads.read(visit), route)
+
+    return pass_through
+
+
+async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route) -> None:
+    """Send a request on as it is, with this body, to a target of `route`, and its answer back.
+
+    Raises:
+        GatewayError: as `Relay.run`, and for headers that cannot be understood.
+    """
+    record = visit.record
+    call = Call(
+        method=visit.request.method,
+        path=visit.path,
+        route=route,
+        asked=body,
+        headers={**visit.answer.dialect.defaults, **visit.forwarded(PASSED_UPSTREAM)},
+        credential=visit.credential,
+        priority=visit.priority,
+        caller=record.caller,
+        deadline=visit.deadline,
+        policy=visit.policy,
+        marks_end=record.operation in _MARKED,
+    )
+    await relay.run(call, visit.answer, record)
+
+
+def _route(visit: Visit, dialect: Dialect) -> Route:
+    """To the upstream that the client names, or the one for all that names no model."""
+    plan = visit.plan
+    if visit.path.partition("?")[0].endswith("/"):
+        raise UnknownPath("there is no such endpoint; does the path end in a slash too many?")
+    if not plan.settings.passthrough.enabled:
+        raise UnknownPath("there is no such endpoint; paths that are not listed are not passed on here")
+    name = visit.request.headers.get(TO) or plan.catch_all.get(dialect.name)
+    if name is None:
+        raise UnknownPath(
+            f"there is no such endpoint, and no upstream that speaks {dialect.owner}'s API to pass it on to; the "
+            "operator can name one as passthrough.upstream"
+        )
+    if name not in plan.upstreams:
+        raise InvalidRequest(f"{TO} names no upstream of this gateway; leave it out, or ask whoever runs it", param=TO)
+    return plan.direct(name)
