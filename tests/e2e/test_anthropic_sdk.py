@@ -417,6 +417,17 @@ async def test_the_sdk_s_retry_after_a_full_queue_succeeds(upstream: Scripted) -
     assert len(upstream.exchanges) == 2
 
 
+async def test_a_gateway_that_stops_sends_the_sdk_to_another_one() -> None:
+    async with through() as (house, client, simulator):
+        await house.gateway.drain(0.0)
+        with pytest.raises(anthropic.APIStatusError) as refused:
+            await client.messages.create(**ASKED)
+    error = refused.value
+    assert (error.status_code, error.type, error.error_code) == (503, "overloaded_error", "draining")
+    assert error.response.headers["x-should-retry"] == "true"
+    assert not simulator.seen
+
+
 # ── what an upstream refuses ──
 
 
