@@ -189,6 +189,10 @@ class Plan:
             route = self._direct[upstreams] = Route(upstreams[0], targets[0].upstream.dialect, targets)
         return route
 
+    def uncharged(self, route: Route) -> Route:
+        """The same targets, for what takes nothing from the limits that their providers have for the model."""
+        return Route(route.name, route.dialect, tuple(map(self._uncharged, route.targets)))
+
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""
         by_sound = {name.casefold(): name for name in self._exact}
@@ -224,6 +228,11 @@ class Plan:
         account = self._pools.account(_passed(upstream), _passed(upstream), learn=there.limits.learn)
         shared = self._among(f"pool/{there.pool}", f"upstream/{upstream}")
         return Target(self.upstreams[upstream], None, (*shared, account), account)
+
+    def _uncharged(self, target: Target) -> Target:
+        account = self._passing(target.upstream.name).account
+        pools = tuple(pool for pool in target.pools if pool is not target.account)
+        return Target(target.upstream, target.model, (*pools, account), account)
 
     def _among(self, *wanted: str) -> list[Pool]:
         return [self._shared[key] for key in dict.fromkeys(wanted) if key in self._shared]

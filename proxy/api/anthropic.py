@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
-from proxy.api import models
+from proxy.api import models, passthrough
+from proxy.api.answering import HttpAnswer
 from proxy.api.calling import creating
 from proxy.api.dialects import ANTHROPIC
 from proxy.api.edge import Endpoint, Visit
-from proxy.errors import InvalidRequest
+from proxy.errors import GatewayError, InvalidRequest
 from proxy.plan import Plan
 from proxy.relay import Relay
 
+BATCHES = "/v1/messages/batches"
 PAGE = 20  # models in one list, where the client does not say
 PAGE_MAX = 1000
+_RESULTS_URL = re.compile(rb'("results_url"\s*:\s*")[^"]*(/messages/batches/[^"/]+/results")')
 
 
 def endpoints(relay: Relay) -> dict[str, Endpoint]:
     """By path, for the edge."""
+    passed = dict.fromkeys(passthrough.METHODS, passthrough.handler(relay, ANTHROPIC, _Readdressed))
     return {
         **creating(relay, ANTHROPIC, "messages", "/v1/messages"),
-        **creating(relay, ANTHROPIC, "count_tokens", "/v1/messages/count_tokens"),
+        **creating(relay, ANTHROPIC, "count_tokens", "/v1/messages/count_tokens", is_charged=False),
+        BATCHES: Endpoint("message_batches", BATCHES, passed),
+        f"{BATCHES}/": Endpoint("message_batches", f"{BATCHES}/{{path}}", passed),
         **models.endpoints(relay, ANTHROPIC, _listed, _described),
     }
+
+
+class _Readdressed:
+    """The relay's sink for what tells of message batches: their results are to be fetched here.
+
+    The address of the results names the provider's host. A client that followed it would go past the gateway, and show
+    its key there. So it becomes a path, which Anthropic's SDKs put behind their base_url; all else passes as it came.
+    """
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        self._answer = answer
+        self._status, self._headers = 0, dict[str, str]()
+        self._held: bytearray | None = None
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        if headers.get("content-type", "").startswith("application/json"):
+            self._status, self._headers, self._held = status, dict(headers), bytearray()
+        else:
+            await self._answer.start(status, headers)
+
+    async def write(self, chunk: bytes) -> None:
+        if self._held is None:
+            await self._answer.write(chunk)
+        else:
+            self._held += chunk
+
+    async def finish(self) -> None:
+        if self._held is not None:
+            body = _RESULTS_URL.sub(rb"\1/v1\2", bytes(self._held))
+            await self._answer.start(self._status, self._headers | {"content-length": str(len(body))})
+            await self._answer.write(body)
+        await self._answer.finish()
+
+    async def fail(self, error: GatewayError) -> None:
+        await self._answer.refuse(error)
 
 
 def _listed(visit: Visit, names: Sequence[str]) -> dict[str, object]:

@@ -26,9 +26,15 @@ def creating(
     path: str,
     *,
     reports_usage: bool = False,
+    is_charged: bool = True,
     beside: Mapping[str, Handler] = MappingProxyType({}),
 ) -> dict[str, Endpoint]:
-    """The endpoint whose JSON body names a model, which is to answer it; `beside` are handlers of other methods."""
+    """The endpoint whose JSON body names a model, which is to answer it.
+
+    Args:
+        is_charged: whether its tokens and requests are taken from the limits that the provider has for the model.
+        beside: handlers of other methods.
+    """
 
     async def create(visit: Visit) -> None:
         wanted = read(await visit.body())
@@ -36,6 +42,8 @@ def creating(
         record.asked_model, record.stream, record.max_tokens = wanted.model, wanted.stream, wanted.max_tokens
         route = routed(visit.plan, wanted.model, dialect)
         record.model = route.name
+        if not is_charged:
+            route, wanted.is_charged = visit.plan.uncharged(route), False
         await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
 
     return {path: Endpoint(operation, path, {"POST": create, **beside})}

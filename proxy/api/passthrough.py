@@ -7,13 +7,16 @@ Method, path, query, body and status are the client's and the upstream's own; of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from proxy.api import uploads
+from proxy.api.answering import HttpAnswer
 from proxy.api.dialects import Dialect
 from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
 from proxy.core.headers import PASSED_UPSTREAM
 from proxy.errors import InvalidRequest, UnknownPath
 from proxy.plan import Route
-from proxy.relay import Call, Relay, Wanted
+from proxy.relay import Call, Relay, Sink, Wanted
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 TO = "x-penstock-upstream"  # the header by which a client names the upstream
@@ -60,18 +63,19 @@ def endpoints(relay: Relay, dialect: Dialect) -> dict[str, Endpoint]:
     return found
 
 
-def handler(relay: Relay, dialect: Dialect) -> Handler:
-    """What passes a request on, whatever its method."""
+def handler(relay: Relay, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] | None = None) -> Handler:
+    """What passes a request on, whatever its method; its answer into a sink, where that changes any of it."""
 
     async def pass_through(visit: Visit) -> None:
-        route = _route(visit, dialect)
-        await pass_on(relay, visit, await uploads.read(visit), route)
+        route = routed(visit, dialect)
+        answer = visit.answer if sink is None else sink(visit.answer)
+        await pass_on(relay, visit, await uploads.read(visit), route, answer)
 
     return pass_through
 
 
-async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route) -> None:
-    """Send a request on as it is, with this body, to a target of `route`, and its answer back.
+async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route, sink: Sink | None = None) -> None:
+    """Send a request on as it is, with this body, to a target of `route`, and its answer back, or into `sink`.
 
     Raises:
         GatewayError: as `Relay.run`, and for headers that cannot be understood.
@@ -90,10 +94,10 @@ async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route) -> Non
         policy=visit.policy,
         marks_end=record.operation in _MARKED,
     )
-    await relay.run(call, visit.answer, record)
+    await relay.run(call, sink or visit.answer, record)
 
 
-def _route(visit: Visit, dialect: Dialect) -> Route:
+def routed(visit: Visit, dialect: Dialect) -> Route:
     """To the upstream that the client names, or the one for all that names no model."""
     plan = visit.plan
     if visit.path.partition("?")[0].endswith("/"):

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 from aiohttp import WebSocketError, WSMsgType, web
 
+from proxy.api import passthrough
 from proxy.api.calling import call, routed
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Endpoint, Visit
@@ -24,6 +25,7 @@ from proxy.relay import Relay
 from proxy.upstreams import Closing, Message, Upgrade
 
 PATH = "/v1/realtime"
+WITHOUT_MODEL = ("call_id", "intent")  # a call that there is already, or one that only transcribes
 MESSAGE_LIMIT = 1 << 20  # bytes of a client's message; audio comes in pieces of a fraction of a second
 READ_LIMIT = 4 * MESSAGE_LIMIT  # up to which a message is read, so that its client can read why it was refused
 PING_SECONDS = 60.0  # of silence; who does not answer within half of it has left
@@ -38,8 +40,11 @@ def endpoints(relay: Relay) -> dict[str, Endpoint]:
         session = Session.of(visit)
         record = visit.record
         record.asked_model = session.model  # no `stream`: how long people think is no figure of a model's speed
-        route = routed(visit.plan, session.model, OPENAI)
-        record.model = route.name
+        if session.model:
+            route = routed(visit.plan, session.model, OPENAI)
+            record.model = route.name
+        else:
+            route = passthrough.routed(visit, OPENAI)
         _no_strange_page(visit, route)
 
         async def accept(protocol: str | None) -> ClientLine:
@@ -81,10 +86,11 @@ class Session:
             )
         query = parse_qsl(visit.path.partition("?")[2], keep_blank_values=True)
         models = [value for name, value in query if name == "model"]
-        if len(models) != 1 or not models[0]:
+        needs_none = not models and any(name in WITHOUT_MODEL for name, _ in query)
+        if not needs_none and (len(models) != 1 or not models[0]):
             raise InvalidRequest("name the model once, as ?model=", code="missing_model", param="model")
         protocols, _ = subprotocols(request.headers.get("sec-websocket-protocol", ""))
-        return cls(models[0], query, visit.path, protocols)
+        return cls("".join(models), query, visit.path, protocols)
 
     def rewritten(self, model: str, *, ask_usage: bool) -> Upgrade:
         if model == self.model:

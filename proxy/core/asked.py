@@ -45,6 +45,7 @@ class Asked:
         stream: whether the answer is to be streamed.
         max_tokens: the most the answer may have, in [0, TOKENS_MAX]; None where the client set no bound.
         wants_usage: whether the client itself asked for the usage of a stream.
+        is_charged: whether the provider charges anybody's limit of tokens for it.
     """
 
     body: bytes
@@ -52,13 +53,14 @@ class Asked:
     stream: bool
     max_tokens: int | None
     wants_usage: bool
+    is_charged: bool = True
     _fields: Mapping[str, msgspec.Raw] = field(default_factory=dict, repr=False)
     _stream_options: Mapping[str, msgspec.Raw] = field(default_factory=dict, repr=False)
 
     @property
     def input_tokens(self) -> float:
         """An estimate, before anybody has counted."""
-        return len(self.body) / CHARS_PER_TOKEN
+        return len(self.body) / CHARS_PER_TOKEN if self.is_charged else 0.0
 
     @property
     def is_spent(self) -> bool:

@@ -78,6 +78,7 @@ KEYS = Configured("callers", cap=200)
 _WITH_TOKENS = ("chat", "completions", "embeddings", "responses", "messages")  # operations whose answers count tokens
 _WITHOUT = (  # those whose answers may count none
     "count_tokens",
+    "message_batches",
     "models",
     "audio",
     "images",

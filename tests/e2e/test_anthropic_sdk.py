@@ -230,6 +230,98 @@ async def test_a_key_in_the_environment_is_enough_on_both_sides(monkeypatch: pyt
     assert simulator.seen[0].headers["x-api-key"] == UPSTREAM_KEY
 
 
+# ── message batches ──
+
+BATCH: Any = [{"custom_id": name, "params": ASKED} for name in ("a", "b")]
+
+
+async def test_a_batch_is_made_ended_and_read_and_all_of_it_goes_through_the_gateway() -> None:
+    async with through() as (house, client, simulator):
+        made = await client.messages.batches.create(requests=BATCH)
+        listed = [batch.id async for batch in client.messages.batches.list(limit=5)]
+        ended = await client.messages.batches.retrieve(made.id)
+        results = {line.custom_id: line.result.type async for line in await client.messages.batches.results(made.id)}
+        cancelled = await client.messages.batches.cancel((await client.messages.batches.create(requests=BATCH)).id)
+        deleted = await client.messages.batches.delete(made.id)
+        with pytest.raises(anthropic.NotFoundError):
+            await client.messages.batches.retrieve(made.id)
+        metrics = await house.metrics()
+    assert listed == [made.id]
+    assert ended.processing_status == "ended"
+    assert ended.results_url == f"/v1/messages/batches/{made.id}/results"
+    assert results == {"a": "succeeded", "b": "succeeded"}
+    assert (cancelled.processing_status, deleted.id) == ("canceling", made.id)
+    seen = [(seen.method, seen.path.removeprefix("/v1/messages/batches")) for seen in simulator.seen]
+    assert seen[:5] == [("POST", ""), ("GET", "?limit=5")] + [("GET", f"/{made.id}")] * 2 + [
+        ("GET", f"/{made.id}/results")
+    ]
+    assert all(seen.headers["x-api-key"] == UPSTREAM_KEY for seen in simulator.seen)
+    assert metrics("requests_total", operation="message_batches") == 9
+    assert metrics("requests_total", operation="message_batches", outcome="ok") == 8
+    assert metrics("usage_missing_total") == 0
+
+
+async def test_a_synchronous_client_reads_the_results_of_a_batch() -> None:
+    def talk(origin: str) -> list[str]:
+        with Anthropic(base_url=origin, api_key="sk-client", max_retries=0) as client:
+            made = client.messages.batches.create(requests=BATCH)
+            client.messages.batches.retrieve(made.id)
+            return [line.custom_id for line in client.messages.batches.results(made.id)]
+
+    async with through() as (house, _, _):
+        assert await asyncio.to_thread(talk, house.origin) == ["a", "b"]
+
+
+async def test_results_stream_through_as_they_come(upstream: Scripted) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-jsonl\r\ntransfer-encoding: chunked\r\n\r\n"
+    line, held = b'{"custom_id":"a","result":{"type":"expired"}}\n', asyncio.Event()
+    upstream.plays([head, chunk(line), held, chunk(line), LAST])
+    async with before(upstream) as (house, _), wire(house.port) as client:
+        client.send(request(b"", "/v1/messages/batches/msgbatch_1/results", method="GET"))
+        assert await client.head() == 200
+        assert await client.chunk() == line
+        held.set()
+        assert await client.rest() == line
+
+
+async def test_of_what_is_told_of_a_batch_nothing_changes_but_the_address_of_its_results(upstream: Scripted) -> None:
+    told = '{ "results_url" :"https://api.example/v1/messages/batches/b1/results", "x": "é\\u2028", "next":null}'
+    upstream.plays(answer(told.encode()), answer(b'{"results_url": null}'), answer(b"{broken", 500))
+    async with before(upstream) as (house, _):
+        bodies = [(await house.ask(b"", "/v1/messages/batches/b1", method="GET")).body for _ in range(2)]
+    assert bodies[0] == told.replace("https://api.example", "").encode()
+    assert bodies[1] == b'{"results_url": null}'
+
+
+async def test_a_batch_whose_telling_breaks_off_is_an_error(upstream: Scripted) -> None:
+    cut = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"id":'
+    upstream.otherwise = [cut, Act.FIN]
+    async with before(upstream) as (house, _):
+        answered = await house.ask(b"", "/v1/messages/batches/b1", method="GET")
+    assert (answered.status, answered.error["details"]["error_code"]) == (502, "stream_truncated")
+
+
+async def test_counting_tokens_takes_nothing_from_the_limits_of_messages() -> None:
+    """Anthropic limits the two apart."""
+    said = Model(upstreams=("up",), upstream_model="claude-there")
+    async with through(models={"claude-test": said}) as (house, client, simulator):
+        await client.messages.count_tokens(model="claude-test", messages=HELLO)
+        async with house.http.get(f"{house.admin}/admin/limits") as answered:
+            pools = {pool["pool"]: pool for pool in (await answered.json())["limits"]}
+    assert json.loads(simulator.seen[0].body)["model"] == "claude-there"
+    assert pools["up/claude-there"]["cold_calls"] == 8
+
+
+async def test_everything_else_of_anthropic_s_api_goes_to_the_upstream_that_speaks_it() -> None:
+    async with simulating(FOUR_TOKENS, remember=10) as simulator, simulating(FOUR_TOKENS, remember=10) as other:
+        upstreams = {"o": at(other.base_url), "a": at(simulator.base_url, dialect="anthropic")}
+        models = {"gpt": Model(upstreams=("o",)), "claude": Model(upstreams=("a",))}
+        async with serving(settings(upstreams, models=models)) as house:
+            await house.ask(b"", "/v1/skills?limit=1", method="GET", headers={"anthropic-version": "2023-06-01"})
+    assert [seen.path for seen in simulator.seen] == ["/v1/skills?limit=1"]
+    assert not other.seen
+
+
 # ── models ──
 
 

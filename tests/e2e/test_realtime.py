@@ -212,6 +212,18 @@ async def test_the_model_is_called_as_the_upstream_knows_it() -> None:
     assert simulator.seen[0].path == "/v1/realtime?model=gpt-realtime&intent=a+b"
 
 
+async def test_a_session_without_a_model_goes_where_everything_goes_that_names_none(upstream: Scripted) -> None:
+    upstream.otherwise = refusal(400, "as_you_like")
+    async with before(upstream) as house, wire(house.port) as client:
+        for query in ("call_id=rtc_1", "intent=transcription"):
+            client.send(upgrade(f"/v1/realtime?{query}"))
+            assert (await client.answer()).error["code"] == "as_you_like"
+    assert [exchange.path for exchange in upstream.exchanges] == [
+        "/v1/realtime?call_id=rtc_1",
+        "/v1/realtime?intent=transcription",
+    ]
+
+
 async def test_what_the_gateway_says_of_the_call_stands_in_the_answer_to_the_upgrade() -> None:
     async with through() as (house, _), wire(house.port) as client:
         client.send(upgrade())
