@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from proxy.core.usage import TOKENS_MAX
 CHARS_PER_TOKEN = 4.0  # OpenAI's rule of thumb for English; the limits learn the true ratio
 _ENCODE = msgspec.json.encode
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT = msgspec.json.Decoder(str)
 _TRUE = msgspec.Raw(b"true")
 
 
@@ -86,9 +88,11 @@ def read(body: bytes) -> Asked:
     """Read a JSON request body.
 
     Raises:
-        Unreadable: not a JSON object, no `model`, or a field that decides has the wrong type.
+        Unreadable: not a JSON object, no `model`, a field that decides has the wrong type, or one that stands twice.
     """
     try:
+        if not body.isascii():
+            body.decode()  # the reader below looks into no value that it does not decide by
         fields = _FIELDS.decode(body)
         asked = _READ.decode(_ENCODE({name: fields[name] for name in _DECIDING if name in fields}))
     except msgspec.ValidationError as error:
@@ -97,6 +101,10 @@ def read(body: bytes) -> Asked:
         raise Unreadable(f"the body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise Unreadable("the body is nested too deeply", code="invalid_json") from None
+    if (twice := _said_twice(body, fields)) is not None:
+        raise Unreadable(
+            f"the body has `{twice[:64]}` more than once; which one counts is anybody's guess", param=twice[:64]
+        )
     if not asked.model:
         raise Unreadable("`model` is empty; name the model to call", code="missing_model", param="model")
     options = asked.stream_options or {}
@@ -111,6 +119,30 @@ def read(body: bytes) -> Asked:
         _fields=fields,
         _stream_options=options,
     )
+
+
+_KEY = re.compile(rb'\s*[{,]\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
+
+
+def _said_twice(body: bytes, fields: Mapping[str, msgspec.Raw]) -> str | None:
+    """A key that stands twice in a JSON object, or None. Of such a key one reader takes the first, another the last.
+
+    Args:
+        body: the object.
+        fields: what was read of it; of a key that stands twice, the place of the first and the value of the last.
+    """
+    if len(body) == 1 + sum([len(key) + len(value) + 4 for key, value in fields.items()]):
+        return None  # every byte is accounted for: quotes, colon, and the comma or brace at either end
+    at = 0
+    for key, value in fields.items():
+        found = _KEY.match(body, at)
+        assert found is not None  # `at` is the place of a key, as far as nothing stood twice
+        said = _TEXT.decode(found[1])
+        if said != key or not body.startswith(value, found.end()):
+            return said
+        at = found.end() + len(value)
+    rest = _KEY.match(body, at)
+    return None if rest is None else _TEXT.decode(rest[1])
 
 
 def _explained(said: str) -> Unreadable:

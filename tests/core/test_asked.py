@@ -164,6 +164,8 @@ HOSTILE = {
     "half a surrogate pair as the model": b'{"model":"\\ud83d"}',
     "half a surrogate pair as a key": b'{"model":"m","\\ud83d":1}',
     "half a surrogate pair, raw": b'{"model":"\xed\xa0\xbd"}',
+    "half a surrogate pair that nobody reads": b'{"model":"m","x":"\xed\xa0\xbd"}',
+    "a string that is not UTF-8 and nobody reads": b'{"model":"m","x":["\xff"]}',
     "a bound of 5,000 digits": b'{"model":"m","max_tokens":' + b"9" * 5000 + b"}",
     "a zero byte": b'{"model":"m\x00"}',
 }
@@ -193,8 +195,6 @@ def test_what_was_read_can_be_sent_on_however_deep_it_is(depth):
 PASSED_ON = {
     "a number of 5,000 digits": b"9" * 5000,
     "a float beyond all floats": b"1e999",
-    "half a surrogate pair, raw": b'"\xed\xa0\xbd"',
-    "a string that is not UTF-8": b'"\xff"',
 }
 
 
@@ -202,12 +202,6 @@ PASSED_ON = {
 def test_what_does_not_concern_the_gateway_is_the_upstreams_to_judge(value):
     raw = b'{"model":"m","x":' + value + b"}"
     assert b'"x":' + value in asked.read(raw).rewritten("other", ask_usage=True)
-
-
-def test_of_a_name_that_comes_twice_the_last_counts_here_and_upstream():
-    said = asked.read(b'{"model":"a","stream":false,"model":"b","stream":true}')
-    assert (said.model, said.stream) == ("b", True)
-    assert json.loads(said.rewritten("c", ask_usage=False)) == {"model": "c", "stream": True}
 
 
 fragments = st.sampled_from(
@@ -227,3 +221,44 @@ def test_any_bytes_are_read_or_refused(raw):
     except Unreadable:
         return
     assert json.loads(said.rewritten("x", ask_usage=True).decode(errors="replace"))["model"] == "x"
+
+
+# ── a field that stands twice ──
+
+
+@given(requests, st.sampled_from([(",", ":"), (", ", ": "), (" ,\n\t", " :\r\n")]), st.booleans())
+@settings(max_examples=200)
+def test_whatever_the_spaces_and_escapes_a_field_that_stands_once_is_no_mistake(said, separators, ascii_only):
+    written = json.dumps(said, separators=separators, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    assert asked.read(written).model == said["model"]
+
+
+@given(requests, st.data(), st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]))
+@settings(max_examples=200)
+def test_a_field_that_stands_twice_is_refused_wherever_it_stands(said, data, separators):
+    key = data.draw(st.sampled_from(sorted(said)))
+    between, colon = separators
+    written = [f"{json.dumps(name)}{colon}{json.dumps(value)}" for name, value in said.items()]
+    again = "".join(f"\\u{ord(letter):04x}" for letter in key) if key.isascii() and data.draw(st.booleans()) else None
+    value = data.draw(st.just(said[key]) | values)
+    twice = f'"{again}"' if again else json.dumps(key)
+    written.insert(data.draw(st.integers(0, len(written))), f"{twice}{colon}{json.dumps(value)}")
+    with pytest.raises(Unreadable) as refused:
+        asked.read(("{" + between.join(written) + "}").encode())
+    assert refused.value.code in ("invalid_request", "invalid_json")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","model":"b"}',
+        b'{"model":"a","model":"a"}',
+        b'{"model":"a","mod\\u0065l":"b"}',
+        b'{"x":[{"model":"b"}],"model":"a","x":1}',
+        b'{"x":"\\",\\"model\\":\\"b\\"","model":"a","x":1}',
+        b' { "stream" : true , "model" : "a" , "stream" : false } ',
+    ],
+)
+def test_no_value_can_hide_that_a_field_stands_twice(body):
+    with pytest.raises(Unreadable, match="more than once"):
+        asked.read(body)
