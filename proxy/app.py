@@ -2,7 +2,7 @@
 
 starting:   settings -> parts -> plan -> listeners
 reloading:  read and check all -> new plan -> one assignment
-stopping:   not ready -> nothing new is taken -> calls in flight end, or are cut at the deadline -> flushed
+stopping:   not ready -> nothing new is taken -> calls in flight end, or are told at the deadline and cut -> flushed
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ log = logging.getLogger("penstock")
 GATES_SHOWN = 60  # on the live page; behind a wildcard there may be a thousand, and nobody reads them
 NAME_SHOWN = 128  # characters of a pool's name; behind a wildcard it ends with what a client wrote
 PULSE_SECONDS = 0.1  # between two looks at how late the event loop is
+CUT_SECONDS = 2.0  # for those that are cut off to be told so; one that does not read is not waited for
 FLUSH_SECONDS = 5.0  # for logs and spans at the stop; a dead collector must not hold it up
 DESCRIPTORS = 65_536  # open files wanted: two sockets for each call in flight
 BACKLOG = 4096  # connections not yet accepted; a burst of thousands of naive calls is what we are for
@@ -126,7 +127,7 @@ class Gateway:
                 server.admin_host,
                 server.admin_port,
             )
-            # `drain` waits for calls in flight; what is left after it is cut off at once. 0 would mean: never.
+            # `drain` and `cut` wait for calls in flight; what is left after them ends at once. 0 would mean: never.
             self.port = await self._listen(web.ServerRunner(edge, shutdown_timeout=0.01), server.host, server.port)
         except BaseException:
             await self._close()
@@ -141,6 +142,7 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = await self.drain(0.0)
+        await self._edge.cut(CUT_SECONDS)
         self.telemetry.audit.stopped(drained=ended)
         await self._close()
 

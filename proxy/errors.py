@@ -161,6 +161,7 @@ class QueueTimeout(GatewayError):
 class Draining(GatewayError):
     status, default_code, word = 503, "draining", "overloaded"
     should_retry: bool | None = True
+    closes = True
 
 
 class StateOff(GatewayError):

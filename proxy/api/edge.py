@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -248,18 +249,29 @@ class Edge:
         self._plan, self._telemetry, self._now, self._draw_bits = plan, telemetry, now, draw_bits
         self._tables = {dialect: _Table(known) for dialect, known in endpoints.items()}
         self._plain = frozenset(path for known in endpoints.values() for path in known if not path.endswith("/"))
-        self._in_flight = 0
+        self._in_flight: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
+        self._is_cutting = False
         self.draining = False
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing new; return when all in flight have ended, or after `seconds`. Returns whether all ended."""
         self.draining = True
-        if not self._in_flight:
-            return True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
+        return await self._empty(seconds)
+
+    async def cut(self, seconds: float) -> None:
+        """End what is in flight: whoever has no answer is refused, a stream gets an error event, any other body is cut
+        short. Return when all have been told, or after `seconds`."""
+        self._is_cutting = True
+        for task in tuple(self._in_flight):
+            task.cancel()
+        await self._empty(seconds)
+
+    async def _empty(self, seconds: float) -> bool:
+        if self._in_flight:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()
         return not self._in_flight
 
     async def __call__(self, request: web.BaseRequest, wrong: GatewayError | None = None) -> web.StreamResponse:
@@ -275,7 +287,9 @@ class Edge:
             traceparent=headers.get("traceparent"),
             tracestate=headers.get("tracestate"),
         )
-        self._in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight.add(task)
         with self._telemetry.request(record):
             answer = HttpAnswer(request, dialect, record, self._now)
             try:
@@ -283,10 +297,13 @@ class Edge:
             except ClientGone:
                 _left(record)
             except asyncio.CancelledError:
-                _left(record)
-                raise
+                if not self._is_cutting:
+                    _left(record)
+                    raise
+                task.uncancel()
+                await _cut_off(record, answer)
             finally:
-                self._in_flight -= 1
+                self._in_flight.discard(task)
                 if self.draining and not self._in_flight:
                     self._idle.set()
         return answer.response or web.Response()
@@ -382,6 +399,19 @@ def _caller(plan: Plan, headers: CIMultiDictProxy[str]) -> str:
 def _key_among_protocols(headers: Mapping[str, str]) -> str:
     """A page in a browser can send its key nowhere else when it opens a WebSocket."""
     return subprotocols(headers.get("sec-websocket-protocol", ""))[1]
+
+
+async def _cut_off(record: Record, answer: HttpAnswer) -> None:
+    """The gateway stops before the call has ended."""
+    has_begun = answer.response is not None
+    record.outcome = Outcome.TRUNCATED if has_begun else Outcome.REJECTED
+    record.error_type, record.error_source = Draining.word, Draining.source
+    record.end_reason = "shutdown" if has_begun else ""
+    try:
+        await answer.refuse(Draining("the gateway has stopped; ask again, another one will answer", retry_after=1.0))
+    except ClientGone:
+        record.outcome = Outcome.CANCELLED
+        _left(record)
 
 
 def _left(record: Record) -> None:
