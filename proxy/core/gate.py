@@ -163,6 +163,8 @@ class _Reserved:
 
     def keeps(self, pool: Pool) -> bool:
         """Whether a pool that has room has none for those of a later turn."""
+        if not self.rates and not self.places:
+            return False
         if pool in self.rates:
             return True
         return pool in self.places and pool.concurrency is not None and pool.in_use + 1 >= pool.concurrency
@@ -230,8 +232,9 @@ class Gate:
         self._arrive(caller)
         if not self.waiting and self._enter(ticket, now):
             return ticket
-        self._line_up(ticket, now)  # for its turn at least: a full queue is no way past a reservation
-        self._fill(now)
+        lane = self._line_up(ticket, now)  # for its turn at least: a full queue is no way past a reservation
+        if len(lane.tickets) == 1 or now >= self.wake_at or priority in self.overload:
+            self._fill(now)  # else it stands behind one who does not fit
         if ticket.lane is not None:
             if self.waiting > self.queue_limit:
                 self._refuse(ticket, Refusal.FULL, ticket.lane)
@@ -308,7 +311,8 @@ class Gate:
         while turns:
             _, number, lane = heapq.heappop(turns)
             ticket = lane.head
-            if self._enter(ticket, now, reserved):
+            blocked = self._look(ticket, now, reserved)
+            if blocked is None:
                 lane.served = now
                 self._step_out(ticket)
                 self._note_departure(ticket, now)
@@ -316,7 +320,7 @@ class Gate:
                 if lane.tickets:
                     heapq.heappush(turns, (self._turn(lane, now), number, lane))
                 continue
-            lane.blocked_by, wait = self._blocker(ticket, now, reserved)
+            lane.blocked_by, wait = blocked
             lane.wait = wait if wait < math.inf else 0.0
             ticket.waited_for = ticket.waited_for or lane.blocked_by
             self.wake_at = min(self.wake_at, now + wait)
@@ -365,13 +369,14 @@ class Gate:
         )
         return max(lane.wait, CAUTION * ahead * (left[-1] - left[0]) / (len(left) - 1))
 
-    def _enter(self, ticket: Ticket, now: float, reserved: _Reserved | None = None) -> bool:
+    def _enter(self, ticket: Ticket, now: float) -> bool:
+        """Let in a newcomer, where nobody waits."""
         size = ticket.size
-        if not ticket.inside and _wait(self.process, size, now, reserved):
+        if self.process.wait(size, now):
             return False
         for target in ticket.targets:
             for pool in target.pools:
-                if _wait(pool, size, now, reserved):
+                if pool.wait(size, now):
                     break
             else:
                 self._let_in(ticket, target, now)
@@ -390,8 +395,9 @@ class Gate:
         ticket.guess = guess = _guess(size) / self.weights.get(ticket.caller, 1.0)
         self._busy[ticket.caller].serve(guess, guess)
 
-    def _blocker(self, ticket: Ticket, now: float, reserved: _Reserved) -> tuple[str, float]:
-        """Which pool keeps this head out, and for how many seconds at least; reserves for it by rule 6."""
+    def _look(self, ticket: Ticket, now: float, reserved: _Reserved) -> tuple[str, float] | None:
+        """Let a head in, and return None; or reserve for it by rule 6, and return the label of the pool that keeps it
+        out, and for how many seconds at least."""
         size, process = ticket.size, () if ticket.inside else (self.process,)
         if process and (wait := _wait(self.process, size, now, reserved)):
             for target in ticket.targets:
@@ -401,6 +407,9 @@ class Gate:
         rates, places = set[Pool](), set[Pool]()
         for target in ticket.targets:
             waits = [(_wait(pool, size, now, reserved), pool) for pool in target.pools]
+            if not any(wait for wait, _ in waits):
+                self._let_in(ticket, target, now)
+                return None
             rates.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
             if ticket.misses(target, {pool for wait, pool in waits if wait}) and not places:
                 places.update(process, (pool for wait, pool in waits if not wait))
@@ -418,7 +427,7 @@ class Gate:
             pool.leave()
         ticket.target = None
 
-    def _line_up(self, ticket: Ticket, now: float, *, first: bool = False) -> None:
+    def _line_up(self, ticket: Ticket, now: float, *, first: bool = False) -> _Lane:
         key = (ticket.priority, ticket.caller, ticket.targets)
         lane = self._lanes.get(key)
         if lane is None:
@@ -431,6 +440,7 @@ class Gate:
         self.waiting += 1
         self._of_class[ticket.priority] += 1
         self._standing.setdefault(ticket.priority, now)
+        return lane
 
     def _step_out(self, ticket: Ticket) -> None:
         lane, ticket.lane = ticket.lane, None
@@ -479,9 +489,9 @@ class Gate:
         ticket.guess = 0.0
 
 
-def _wait(pool: Pool, size: Size, now: float, reserved: _Reserved | None) -> float:
+def _wait(pool: Pool, size: Size, now: float, reserved: _Reserved) -> float:
     """As `Pool.wait`. What is kept for another is free when that one has entered, and time does not tell when."""
-    return math.inf if reserved is not None and reserved.keeps(pool) else pool.wait(size, now)
+    return math.inf if reserved.keeps(pool) else pool.wait(size, now)
 
 
 def _guess(size: Size) -> float:
