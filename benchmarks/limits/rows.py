@@ -7,9 +7,10 @@ it. "refused" is refusals over attempts. Penstock knows nothing of the provider 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Generic, TypeVar
 
 from benchmarks.limits.baselines import Aimd, FixedConcurrency, UserCode
 from benchmarks.limits.penstock import Penstock
@@ -24,6 +25,7 @@ BASELINES: dict[str, Callable[[World], Client]] = {
     "user code": UserCode,
 }
 BASELINE_ATTEMPTS = 4_000  # a storm is cut short here; what it used until then is what it used
+Run = TypeVar("Run")  # what one run of a row tells
 BACKLOG = 50  # calls that wait, whenever somebody looks: the source is saturated
 
 
@@ -48,14 +50,24 @@ class Use:
 
 
 @dataclass(slots=True, frozen=True)
-class Row:
-    """One line of the table: `measure` runs it once for each seed, `baseline` once, with what is named in BASELINES."""
+class Row(Generic[Run]):
+    """One line of the table.
+
+    Attributes:
+        run: once, with a seed.
+        judge: what came of all the runs.
+        baseline: the same once, with a seed, by what is named in BASELINES.
+    """
 
     number: str
     what: str
     target: str
-    measure: Callable[[Sequence[int]], Result]
+    run: Callable[[int], Run]
+    judge: Callable[[Sequence[Run]], Result]
     baseline: Callable[[int, str], str] | None = None
+
+    def measure(self, seeds: Iterable[int]) -> Result:
+        return self.judge([self.run(seed) for seed in seeds])
 
 
 # ── the source of calls ──
@@ -118,15 +130,17 @@ def _available(load: Load, per_minute: float, burst: float, seconds: float) -> f
     return per_minute / 60 * window * ceil((load.phase + seconds) / window - 1e-9)
 
 
-def saturation(number: str, what: str, load: Load, *, used: float, refused: float) -> Row:
+def saturation(number: str, what: str, load: Load, *, used: float, refused: float) -> Row[Use]:
     """A source that always has more; the worst seed counts for the use, all together for the refusals."""
 
-    def measure(seeds: Sequence[int]) -> Result:
-        uses = [saturated(load, seed, Penstock) for seed in seeds]
+    def run(seed: int) -> Use:
+        return saturated(load, seed, Penstock)
+
+    def judge(uses: Sequence[Use]) -> Result:
         total = Use(min(use.used for use in uses), sum(use.sent for use in uses), sum(use.refused for use in uses))
         return Result(str(total), total.used >= used and total.refused <= refused * total.sent)
 
     def baseline(seed: int, name: str) -> str:
         return str(saturated(load, seed, BASELINES[name], BASELINE_ATTEMPTS))
 
-    return Row(number, what, f">= {used:.1%} used, <= {refused:.2%} refused", measure, baseline)
+    return Row(number, what, f">= {used:.1%} used, <= {refused:.2%} refused", run, judge, baseline)

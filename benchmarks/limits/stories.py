@@ -27,11 +27,11 @@ def _live(load: Load, seed: int, make: Make) -> Tally:
     return world.tally
 
 
-def cold_burst(what: str, style: Style, most: int) -> Row:
+def cold_burst(what: str, style: Style, most: int) -> Row[tuple[int, int]]:
     """300 calls at once, to a provider of which nothing is known."""
     load = Load(Profile(requests_per_minute=500, requests_burst=50, style=style, output_tokens=100), 120.0)
 
-    def run(seed: int, make: Make) -> tuple[int, int]:
+    def run(seed: int, make: Make = Penstock) -> tuple[int, int]:
         world = World(load.profile, seed)
         client, jobs = make(world), [load.job(world) for _ in range(300)]
         for job in jobs:
@@ -39,8 +39,7 @@ def cold_burst(what: str, style: Style, most: int) -> Row:
         world.run(load.seconds, sent_at_most=BASELINE_ATTEMPTS)
         return sum(job.ended is not None for job in jobs), len(world.tally.refused_at)
 
-    def measure(seeds: Sequence[int]) -> Result:
-        runs = [run(seed, Penstock) for seed in seeds]
+    def judge(runs: Sequence[tuple[int, int]]) -> Result:
         served, refused = min(run[0] for run in runs), max(run[1] for run in runs)
         return Result(f"{served} served, {refused} refused", served == 300 and refused <= most)
 
@@ -48,30 +47,29 @@ def cold_burst(what: str, style: Style, most: int) -> Row:
         served, refused = run(seed, BASELINES[name])
         return f"{served}, {refused} refused"
 
-    return Row("T0", what, f"300 served, <= {most} refused", measure, baseline)
+    return Row("T0", what, f"300 served, <= {most} refused", run, judge, baseline)
 
 
-def lowered(what: str, profile: Profile, after: float, factor: float) -> Row:
+def lowered(what: str, profile: Profile, after: float, factor: float) -> Row[int]:
     """After so many seconds the limit falls to `factor` of itself."""
     load = Load(replace(profile, changes=(Change(after, factor),)), after + 60)
 
-    def run(seed: int, make: Make) -> int:
+    def run(seed: int, make: Make = Penstock) -> int:
         return sum(at >= after for at in _live(load, seed, make).refused_at)
 
-    def measure(seeds: Sequence[int]) -> Result:
-        worst = max(run(seed, Penstock) for seed in seeds)
-        return Result(f"{worst} refused", worst <= 10)
+    def judge(runs: Sequence[int]) -> Result:
+        return Result(f"{max(runs)} refused", max(runs) <= 10)
 
     def baseline(seed: int, name: str) -> str:
         refused = run(seed, BASELINES[name])
         return f"{refused} refused" if refused else "never got there"
 
-    return Row("T5", what, "<= 10 refused in the next 60 s", measure, baseline)
+    return Row("T5", what, "<= 10 refused in the next 60 s", run, judge, baseline)
 
 
-def raised(what: str, profile: Profile, after: float, factor: float) -> Row:
-    """After so many seconds the limit rises to `factor` of itself."""
-    load = Load(replace(profile, changes=(Change(after, factor),)), after + 60)
+def raised(what: str, profile: Profile, after: float, factor: float, within: float) -> Row[float]:
+    """After so many seconds the limit rises to `factor` of itself; it is looked at for `within` seconds."""
+    load = Load(replace(profile, changes=(Change(after, factor),)), after + within)
     assert profile.requests_per_minute is not None
     goal = 0.95 * factor * profile.requests_per_minute / 60
     span = max(1.0, 20 * 60 / profile.requests_per_minute)  # seconds over which a rate is measured
@@ -83,14 +81,13 @@ def raised(what: str, profile: Profile, after: float, factor: float) -> Row:
             at += span / 4
         return at - after
 
-    def measure(seeds: Sequence[int]) -> Result:
-        worst = max(run(seed) for seed in seeds)
-        return Result(f"{worst:.0f} s", worst <= 30.0)
+    def judge(runs: Sequence[float]) -> Result:
+        return Result(f"{max(runs):.0f} s", max(runs) <= 30.0)
 
-    return Row("T6", what, "<= 30 s to 95 %", measure)
+    return Row("T6", what, "<= 30 s to 95 %", run, judge)
 
 
-def open_loop(what: str, load: Load, per_second: float) -> Row:
+def open_loop(what: str, load: Load, per_second: float) -> Row[float]:
     """Poisson arrivals at 90 % of the limit; those of the first minute, while the limit is learned, do not count."""
 
     def run(seed: int) -> float:
@@ -110,18 +107,17 @@ def open_loop(what: str, load: Load, per_second: float) -> Row:
         world.run(load.seconds)
         return sorted(waits)[int(0.99 * len(waits))]
 
-    def measure(seeds: Sequence[int]) -> Result:
-        worst = max(run(seed) for seed in seeds)
-        return Result(f"{1000 * worst:.1f} ms", worst <= 0.005)
+    def judge(runs: Sequence[float]) -> Result:
+        return Result(f"{1000 * max(runs):.1f} ms", max(runs) <= 0.005)
 
-    return Row("T7", what, "p99 of the gate's wait <= 5 ms", measure)
+    return Row("T7", what, "p99 of the gate's wait <= 5 ms", run, judge)
 
 
 CALLERS = 8
 SIZES = [int(200 * 50 ** (number / (CALLERS - 1))) for number in range(CALLERS)]  # characters, 1 : 50
 
 
-def fairness() -> Row:
+def fairness() -> Row[tuple[float, float]]:
     """Eight callers who always have calls waiting, of sizes 1 : 50; then the first has a hundred times as many.
 
     Service is input + 2 x output tokens. What the others wait is compared with what they wait without the flood.
@@ -129,7 +125,7 @@ def fairness() -> Row:
     load = Load(Profile(tokens_per_minute=300_000, output_tokens=100), 70.0)
     counts_from = 30.0  # when the limit is learned, and its full bucket is used up
 
-    def run(seed: int, *, flood: bool) -> tuple[float, float]:
+    def serve(seed: int, *, flood: bool) -> tuple[float, float]:
         world, service, waits = World(load.profile, seed), [0.0] * CALLERS, list[float]()
 
         def ask(number: int) -> None:
@@ -151,16 +147,15 @@ def fairness() -> Row:
         jain = sum(service) ** 2 / (CALLERS * sum(each**2 for each in service))
         return jain, sorted(waits)[int(0.99 * len(waits))]
 
-    def measure(seeds: Sequence[int]) -> Result:
-        jains, ratios = [], []
-        for seed in seeds:
-            alone, flooded = run(seed, flood=False), run(seed, flood=True)
-            jains += [alone[0], flooded[0]]
-            ratios.append(flooded[1] / alone[1])
-        text = f"Jain {min(jains):.4f}, p99 wait x {max(ratios):.2f}"
-        return Result(text, min(jains) >= 0.99 and max(ratios) <= 1.2)
+    def run(seed: int) -> tuple[float, float]:
+        alone, flooded = serve(seed, flood=False), serve(seed, flood=True)
+        return min(alone[0], flooded[0]), flooded[1] / alone[1]
 
-    return Row("T8", "8 callers, sizes 1:50, one floods x100", "Jain >= 0.99, p99 wait <= 1.2 x", measure)
+    def judge(runs: Sequence[tuple[float, float]]) -> Result:
+        jain, ratio = min(run[0] for run in runs), max(run[1] for run in runs)
+        return Result(f"Jain {jain:.4f}, p99 wait x {ratio:.2f}", jain >= 0.99 and ratio <= 1.2)
+
+    return Row("T8", "8 callers, sizes 1:50, one floods x100", "Jain >= 0.99, p99 wait <= 1.2 x", run, judge)
 
 
 def _relay(seed: int, per_second: float, *, outage: tuple[float, float], reason: str) -> tuple[int, list[float]]:
@@ -212,28 +207,30 @@ def _relay(seed: int, per_second: float, *, outage: tuple[float, float], reason:
     return requests, asked
 
 
-def outage() -> Row:
-    def measure(seeds: Sequence[int]) -> Result:
-        runs = [_relay(seed, 50.0, outage=(30.0, 90.0), reason="500") for seed in seeds]
-        worst = max(len(asked) / requests for requests, asked in runs)
-        return Result(f"{worst:.2f} x", worst <= 1.1)
+def outage() -> Row[float]:
+    def run(seed: int) -> float:
+        requests, asked = _relay(seed, 50.0, outage=(30.0, 90.0), reason="500")
+        return len(asked) / requests
 
-    return Row("T11", "all answers 500 for 60 s, SDK clients", "upstream calls <= 1.1 x requests", measure)
+    def judge(runs: Sequence[float]) -> Result:
+        return Result(f"{max(runs):.2f} x", max(runs) <= 1.1)
 
-
-def money() -> Row:
-    def measure(seeds: Sequence[int]) -> Result:
-        worst = 0
-        for seed in seeds:
-            _, asked = _relay(seed, 10.0, outage=(30.0, 630.0), reason="insufficient_quota")
-            known = [at for at in asked if at > asked[0] + 0.2]  # those on their way when it said so do not count
-            worst = max((worst, *(bisect_left(known, at + 60.0) - index for index, at in enumerate(known))))
-        return Result(f"{worst} in a minute", worst <= 1)
-
-    return Row("T13", "credit is used up", "<= 1 upstream call a minute", measure)
+    return Row("T11", "all answers 500 for 60 s, SDK clients", "upstream calls <= 1.1 x requests", run, judge)
 
 
-def release(what: str, profile: Profile) -> Row:
+def money() -> Row[int]:
+    def run(seed: int) -> int:
+        _, asked = _relay(seed, 10.0, outage=(30.0, 630.0), reason="insufficient_quota")
+        known = [at for at in asked if at > asked[0] + 0.2]  # those on their way when it said so do not count
+        return max((bisect_left(known, at + 60.0) - index for index, at in enumerate(known)), default=0)
+
+    def judge(runs: Sequence[int]) -> Result:
+        return Result(f"{max(runs)} in a minute", max(runs) <= 1)
+
+    return Row("T13", "credit is used up", "<= 1 upstream call a minute", run, judge)
+
+
+def release(what: str, profile: Profile) -> Row[int]:
     """The limit falls to 0 for 30 s; a refusal holds 1,000 calls for a minute."""
     after = 40.0
     load = Load(replace(profile, changes=(Change(after, 0.0), Change(after + 30, 1.0))), after + 85)
@@ -249,15 +246,11 @@ def release(what: str, profile: Profile) -> Row:
         assert len(released) == 1_000
         return max(bisect_left(released, at + 0.1 - 1e-6) - index for index, at in enumerate(released))
 
-    def measure(seeds: Sequence[int]) -> Result:
-        worst = max(run(seed) for seed in seeds)
-        return Result(f"{worst} in 100 ms", worst <= max(1.0, 1.1 * each))
+    def judge(runs: Sequence[int]) -> Result:
+        return Result(f"{max(runs)} in 100 ms", max(runs) <= max(1.0, 1.1 * each))
 
-    return Row("T12", what, f"<= {max(1.0, 1.1 * each):.1f} in any 100 ms", measure)
+    return Row("T12", what, f"<= {max(1.0, 1.1 * each):.1f} in any 100 ms", run, judge)
 
 
-def not_built(number: str, what: str) -> Row:
-    def measure(seeds: Sequence[int]) -> Result:
-        return Result("several processes: not built", met=None)
-
-    return Row(number, what, "-", measure)
+def not_built(number: str, what: str) -> Row[None]:
+    return Row(number, what, "-", lambda seed: None, lambda runs: Result("several processes: not built", met=None))

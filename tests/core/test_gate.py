@@ -101,14 +101,16 @@ class Histories(RuleBasedStateMachine):
         self.now = 100.0
         self.gate = gate_of(4, queue_limit=6, weights={"heavy": 3.0}, overload=self.overload)
         self.requests = rated("requests", requests=60, concurrency=5)
-        shared, own, tokens = places("shared", 3), places("own", 1), rated("tokens", tokens=600)
+        shared, own = places("shared", 3), places("own", 1)
+        self.tokens = tokens = rated("tokens", tokens=600)
         self.pools = (self.gate.process, shared, own, self.requests, tokens)
         near, far, free = To((shared, own)), To((shared, self.requests)), To((self.requests,))
         self.routes = ((near,), (far,), (near, far), (free,), (To((tokens,)),), (To((tokens, shared)), near))
         self.tickets = []
         self.served = {}  # when a lane that still has somebody was last served
         self.lanes = {}  # those who wait alike, in the order in which they must enter
-        self.sent = []  # when somebody took from `requests`
+        self.sent = []  # when somebody took from `requests` ...
+        self.spent = []  # ... and how much from `tokens`
 
     # ── what happens ──
 
@@ -232,6 +234,8 @@ class Histories(RuleBasedStateMachine):
             assert all(pool.concurrency is None or pool.in_use <= pool.concurrency for pool in pools)
             if self.requests in pools:
                 self.sent.append(self.now)
+            if self.tokens in pools:
+                self.spent.append((self.now, ticket.size.input_tokens))
         for ticket in entered:  # rule 2: nobody ahead of it in its lane stays behind
             lane = self.lane(ticket)
             ahead, behind = lane[: lane.index(ticket)], lane[lane.index(ticket) + 1 :]
@@ -299,9 +303,12 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def no_more_is_sent_than_the_rate_allows(self):
-        """60 a minute, 6 at once."""
+        """60 calls a minute, 6 at once; 600 tokens a minute, 60 at once, and one call dearer than that."""
         for index, began in enumerate(self.sent):
             assert len(self.sent) - index <= 6 + (self.now - began) * 1.0 + 1e-6
+        for index, (began, _) in enumerate(self.spent):
+            spent = [tokens for _, tokens in self.spent[index:]]
+            assert sum(spent) - max(spent) <= 60 + (self.now - began) * 10.0 + 1e-6
 
     # ── to ask about ──
 
