@@ -36,8 +36,10 @@ log = logging.getLogger("penstock.batches")
 
 ANSWER_BYTES_MAX = 64 << 20  # of one item; a larger one would be a hundred times the longest seen
 CLAIMS_MAX = 3  # of an item whose upstream fails it; each has the retries of any call
-OPERATIONS = {f"/v1/{name}": word for name, word in (("completions", "completions"), ("embeddings", "embeddings"))} | {
+OPERATIONS = {
     "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
 }
 
@@ -49,7 +51,7 @@ class Ended:
     Attributes:
         result: of DONE and FAILED.
         pause: of PAUSE.
-        retry_after: seconds; None: nobody said.
+        retry_after: seconds until others are to be run, 0.0 for at once; None: nobody said.
     """
 
     end: End
@@ -136,8 +138,10 @@ class Items:
         end = batch.end_of(record.outcome, last.meaning.reason, sink.status)
         if end is End.PAUSE:
             return self._pause(last.meaning.reason.value, f"upstream {record.upstream} said {sink.status}", None)
-        if end is End.AGAIN or (end is End.FAILED and self._may_run_again(record, item)):
+        if end is End.AGAIN:
             return Ended(End.AGAIN, retry_after=last.retry_after)
+        if end is End.FAILED and self._may_run_again(record, item):
+            return Ended(End.AGAIN, retry_after=0.0)  # its own trouble: the others need not wait for it
         if sink.broke is not None:
             return Ended(End.FAILED, self._unanswered(of, item, sink.broke.code, str(sink.broke)))
         request_id = last.request_id or record.request_id
@@ -160,7 +164,7 @@ class Items:
         if isinstance(error, ModelNotFound):  # a reload took it away, and another may give it back
             return self._pause(error.code, str(error), None)
         if self._may_run_again(record, item):
-            return Ended(End.AGAIN)
+            return Ended(End.AGAIN, retry_after=0.0)
         return Ended(End.FAILED, self._unanswered(of, item, error.code, str(error)))
 
     @staticmethod

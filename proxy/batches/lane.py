@@ -71,9 +71,20 @@ class Lane:
             return 0 if self._probing else 1
         return 0 if self._ahead > self._most // 2 else self._most - self._ahead
 
-    def leave(self, count: int = 1) -> None:
-        """So many items wait no longer, or were never there."""
-        self._ahead -= count
+    def leave(self) -> None:
+        """An item waits no longer."""
+        self._ahead -= 1
+        self._moved.set()
+
+    def give_back(self, places: int) -> None:
+        """So many places were not used."""
+        self._ahead -= places
+        if places:
+            self.given_up()
+
+    def given_up(self) -> None:
+        """An item was taken away before anything was known: if it was the probe, another one may go."""
+        self._probing = False
         self._moved.set()
 
     def answered(self) -> None:
@@ -83,10 +94,10 @@ class Lane:
         self._moved.set()
 
     def breathe(self, seconds: float | None) -> None:
-        """An item was refused; the next are asked a little later."""
-        self._probing = False
-        self._until = max(self._until, self._now() + min(seconds or BREATH_SECONDS, PAUSE_SECONDS[1]))
-        self._moved.set()
+        """An item is to be run again; the next ones are asked so much later, 0.0: at once, None: nobody said."""
+        wanted = BREATH_SECONDS if seconds is None else seconds
+        self._until = max(self._until, self._now() + min(wanted, PAUSE_SECONDS[1]))
+        self.given_up()
 
     def stop(self, pause: Pause, seconds: float | None) -> None:
         """Send a probe in so many seconds, and nothing else; by itself after 5, 10, 20, ... s."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
@@ -24,7 +25,7 @@ from proxy.batches.item import Items
 from proxy.batches.lane import Lane, Pause
 from proxy.batches.store import Item, Store
 from proxy.core import batch as rules
-from proxy.core.batch import Batch, Input, Mistake, Result, Status
+from proxy.core.batch import Batch, Input, Mistake, NotPossible, Result, Status
 from proxy.errors import StateUnavailable
 from proxy.tasks import Tasks
 from proxy.telemetry import BatchLevel, Record
@@ -250,7 +251,8 @@ class Life:
     async def _work(self) -> None:
         runner = self._runner
         if self.batch.status is Status.VALIDATING:
-            await self._validate()
+            with suppress(NotPossible):  # it has been cancelled meanwhile
+                await self._validate()
         if self.batch.status is not Status.IN_PROGRESS:
             return
         lane = runner.lane(self.batch)
@@ -258,7 +260,7 @@ class Life:
             room = await lane.room()
             self.more.clear()
             claims = await runner.insist(runner.store.claim, self.batch.id, room, runner.wall() + CLAIM_SECONDS)
-            lane.leave(room - len(claims))
+            lane.give_back(room - len(claims))
             if claims:
                 await self._start(claims, lane)
             else:
@@ -298,7 +300,7 @@ class Life:
         try:
             lines = await asyncio.to_thread(runner.inputs.lines, self.batch.input_file_id, wanted)
         except OSError as error:
-            lane.leave(len(claims))
+            lane.give_back(len(claims))
             message = f"the input file cannot be read any more: {error.strerror}"
             for item in claims:
                 line = rules.unanswered(self.batch.item_id(item.line), item.custom_id, "input_file_unreadable", message)
@@ -319,6 +321,9 @@ class Life:
         runner, lane = self._runner, place.lane
         try:
             ended = await runner.items.run(self.batch, item, line, record)
+        except asyncio.CancelledError:
+            lane.given_up()
+            raise
         finally:
             place.leave()
         runner.notes.batch_item(ended.end.value)
@@ -366,12 +371,15 @@ class Life:
 
     async def _close(self) -> None:
         runner = self._runner
-        batch = await runner.store.batch(self.batch.owner, self.batch.id)
-        assert batch is not None
-        if (status := _last_of(batch.status)) is not None:
-            batch = await runner.insist(runner.store.close, batch.id, status, runner.wall())
-        self.batch, self.left = batch, 0
-        await runner.ended(batch)
+        while not self.batch.status.is_final:
+            batch = await runner.insist(runner.store.batch, self.batch.owner, self.batch.id)
+            assert batch is not None
+            self.batch = batch
+            if (status := _last_of(batch.status)) is not None:
+                with suppress(NotPossible):  # it was cancelled at this very moment: look again
+                    self.batch = await runner.insist(runner.store.close, batch.id, status, runner.wall())
+        self.left = 0
+        await runner.ended(self.batch)
 
 
 class Place:

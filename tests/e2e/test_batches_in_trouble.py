@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -141,15 +142,15 @@ async def test_a_model_that_cannot_be_batched_is_told(tmp_path: Path, model: str
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A disk of 16 MB; not below pytest's own directory, which it clears."""
+    disk = Path(tempfile.mkdtemp(prefix="penstock-disk-"))
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("only root may mount a disk")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    disk.rmdir()
 
 
 async def test_a_full_disk_pauses_the_batch_and_loses_nothing(
