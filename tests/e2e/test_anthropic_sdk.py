@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -609,6 +609,21 @@ async def test_an_error_told_in_the_stream_is_passed_on_and_the_call_has_failed(
     assert broken.value.type == "api_error"
     assert metrics("requests_total", operation="messages", outcome="failed") == 1
     assert metrics("stream_aborts_total", reason="error_event") == 1
+
+
+async def test_a_stream_that_outlives_the_stop_raises_in_the_sdk(upstream: Scripted) -> None:
+    upstream.plays([EVENT_STREAM, *map(chunk, TOLD[:4]), Act.SILENCE])
+    kinds: list[str] = []
+    async with AsyncExitStack() as running:
+        said = settings(at(upstream.base_url, dialect="anthropic"))
+        house = await running.enter_async_context(serving(said))
+        async with speaking(house) as client:
+            reading = asyncio.create_task(told(client, kinds))
+            await until(lambda: "content_block_delta" in kinds, "it has begun")
+            await running.aclose()
+            with pytest.raises(anthropic.APIStatusError) as stopped:
+                await reading
+    assert (stopped.value.type, stopped.value.error_code) == ("overloaded_error", "draining")
 
 
 @pytest.mark.parametrize("cut", range(1, len(TOLD) - 2))

@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -571,3 +571,17 @@ async def test_a_stop_lets_a_session_end(upstream: Scripted) -> None:
         assert (await socket.receive_json())["type"] == "response.created"
         await socket.close()
         assert await draining
+
+
+async def test_a_session_that_outlives_the_stop_is_told_so_and_closed_with_1001(upstream: Scripted) -> None:
+    async with AsyncExitStack() as running:
+        house = await running.enter_async_context(before(upstream))
+        async with both(upstream, house) as (client, said, _, _):
+            stopping = asyncio.create_task(running.aclose())
+            opcode, data = await said.next()
+            event = json.loads(data)
+            assert (opcode, event["type"], event["error"]["code"]) == (TEXT, "error", "draining")
+            assert await said.next() == (CLOSE, closing(1001, "draining"))
+            client.send(frame(CLOSE, closing(1001), mask=True))
+            await until(upstream.exchanges[0].gone.is_set, "the upstream is let go")
+            await stopping
