@@ -21,7 +21,7 @@ from types import TracebackType
 
 from aiohttp import web
 
-from proxy.api import admin, anthropic, batches, files, openai, passthrough, realtime
+from proxy.api import admin, anthropic, batches, files, jobs, openai, passthrough, realtime
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
@@ -101,7 +101,11 @@ class Gateway:
         self._batches = Batches(
             None if state is None else Path(state), self._relay, self.telemetry, lambda: self.plan, now, wall
         )
-        kept = {**files.endpoints(self._batches), **batches.endpoints(self._batches, self.telemetry)}
+        kept = {
+            **files.endpoints(self._batches),
+            **batches.endpoints(self._batches, self.telemetry),
+            **jobs.endpoints(self._relay, self._batches, self.telemetry),
+        }
         others = {dialect: passthrough.endpoints(self._relay, dialect) for dialect in (OPENAI, ANTHROPIC)}
         endpoints = {
             OPENAI: others[OPENAI] | openai.endpoints(self._relay) | realtime.endpoints(self._relay) | kept,

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from typing import BinaryIO
 
 from proxy.core.batch import Input, Line
 from proxy.errors import StateUnavailable
@@ -147,34 +148,37 @@ class Reading:
     """
 
     def __init__(self, path: Path, found: Input, line_bytes_max: int) -> None:
-        self._file = path.open("rb")
+        self._path = path
+        self._file: BinaryIO | None = None  # opened by whoever also closes it, so that nothing can come between
         self._found, self._line_bytes_max = found, line_bytes_max
         self._number = self._start = 0
         self.is_over = False
 
     def some(self) -> list[Line]:
         """The next requests; none, where those lines are blank or wrong."""
+        self._file = file = self._file or self._path.open("rb")
         lines: list[Line] = []
         until = self._start + READ_BYTES
         for _ in range(READ_LINES):
-            if self._found.is_hopeless or not (text := self._line()):
+            if self._found.is_hopeless or not (text := self._line(file)):
                 self.is_over = True
                 self._found.close()
                 break
             if (line := self._found.take(text.rstrip(b"\r\n"), self._number, self._start)) is not None:
                 lines.append(line)
-            self._start = self._file.tell()
+            self._start = file.tell()
             if self._start >= until:
                 break
         return lines
 
-    def _line(self) -> bytes:
+    def _line(self, file: BinaryIO) -> bytes:
         self._number += 1
-        text = self._file.readline(self._line_bytes_max + 1)
+        text = file.readline(self._line_bytes_max + 1)
         more = text
         while more and not more.endswith(b"\n"):
-            more = self._file.readline(READ_BYTES)
+            more = file.readline(READ_BYTES)
         return text
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

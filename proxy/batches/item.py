@@ -6,11 +6,12 @@ line -> Call(priority batch, caller the owner, deadline the batch's expiry) -> R
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from proxy.batches.lane import Pause
 from proxy.batches.store import Item
+from proxy.collected import ANSWER_BYTES_MAX, Collected
 from proxy.core import asked, batch
 from proxy.core.batch import Batch, End, Result
 from proxy.core.gate import Priority
@@ -34,7 +35,6 @@ from proxy.telemetry import Record, Telemetry, story
 
 log = logging.getLogger("penstock.batches")
 
-ANSWER_BYTES_MAX = 64 << 20  # of one item; a larger one would be a hundred times the longest seen
 CLAIMS_MAX = 3  # of an item whose upstream fails it; each has the retries of any call
 OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -177,32 +177,3 @@ class Items:
     @staticmethod
     def _unanswered(of: Batch, item: Item, code: str, message: str) -> Result:
         return Result(False, batch.unanswered(of.item_id(item.line), item.custom_id, code, message))
-
-
-class Collected:
-    """The sink of an item: its answer, in memory. One that is too long is given up as a client that leaves would."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.broke: GatewayError | None = None
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self._parts)
-
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        self.status = status
-
-    async def write(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size > ANSWER_BYTES_MAX:
-            raise ClientGone
-        self._parts.append(chunk)
-
-    async def finish(self) -> None:
-        """The answer is whole."""
-
-    async def fail(self, error: GatewayError) -> None:
-        self.broke = error

@@ -272,7 +272,7 @@ class Life:
         most = runner.line_bytes_max()
         found = Input(batch.endpoint, most)
         try:
-            reading = await asyncio.to_thread(Reading, runner.inputs.path(batch.input_file_id), found, most)
+            reading = Reading(runner.inputs.path(batch.input_file_id), found, most)
             try:
                 while not reading.is_over:
                     lines = await asyncio.to_thread(reading.some)

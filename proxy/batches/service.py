@@ -209,7 +209,12 @@ class Batches:
                 yield part
             return
         batch = await self.batch(file.owner, file.batch)
-        after, done = 0, file.id == batch.output_file_id
+        async for part in self.results(batch, done=file.id == batch.output_file_id):
+            yield part
+
+    async def results(self, batch: Batch, *, done: bool) -> AsyncIterator[bytes]:
+        """The lines of what was answered, or of what failed, that there are by now: at least what `batch` counts."""
+        state, after = await self._opened(), 0
         while lines := await state.store.lines(batch.id, done=done, after=after, most_bytes=READ_BYTES):
             after = lines[-1][0]
             yield b"".join(text for _, text in lines)

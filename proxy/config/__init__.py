@@ -9,6 +9,7 @@ from proxy.config.secret import PASSTHROUGH, Secret
 from proxy.config.settings import (
     Batches,
     Gate,
+    Jobs,
     Limits,
     Model,
     Passthrough,
@@ -28,6 +29,7 @@ __all__ = [
     "Batches",
     "ConfigError",
     "Gate",
+    "Jobs",
     "Limits",
     "Model",
     "Passthrough",

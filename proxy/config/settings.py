@@ -297,6 +297,13 @@ class Batches(_Part):
     """How long a batch that ended is kept, with its results, and an uploaded file."""
 
 
+class Jobs(_Part):
+    """The service of small jobs: /complete, /batch and /stream."""
+
+    model: Text | None = None
+    """The model of those who name none; without it, the only one of `models`, if there is but one."""
+
+
 class Telemetry(_Part):
     """What is kept of the calls."""
 
@@ -354,6 +361,8 @@ class Settings(BaseSettings):
     """How a failed attempt is tried again."""
     state: State = State()
     """Where files and batches are kept."""
+    jobs: Jobs = Jobs()
+    """The service of small jobs."""
     batches: Batches = Batches()
     """How batches are run and kept."""
     telemetry: Telemetry = Telemetry()

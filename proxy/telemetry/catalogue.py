@@ -75,7 +75,8 @@ CREDENTIALS = Configured("upstreams", cap=50)  # each upstream has one
 GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
 KEYS = Configured("callers", cap=200)
 
-_WITH_TOKENS = ("chat", "completions", "embeddings", "responses", "messages")  # operations whose answers count tokens
+# operations whose answers count tokens
+_WITH_TOKENS = ("chat", "completions", "embeddings", "responses", "messages", "complete")
 _WITHOUT = (  # those whose answers may count none
     "count_tokens",
     "message_batches",
@@ -92,6 +93,7 @@ _WITHOUT = (  # those whose answers may count none
     "evals",
     "files",
     "fine_tuning",
+    "jobs",
     "organization",
     "projects",
     "realtime",
