@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from proxy.core.batch import Input, Line
@@ -149,13 +150,18 @@ class Reading:
 
     def __init__(self, path: Path, found: Input, line_bytes_max: int) -> None:
         self._path = path
-        self._file: BinaryIO | None = None  # opened by whoever also closes it, so that nothing can come between
+        self._file: BinaryIO | None = None
+        self._busy = Lock()  # who is cancelled while a thread reads closes only after it
         self._found, self._line_bytes_max = found, line_bytes_max
         self._number = self._start = 0
         self.is_over = False
 
     def some(self) -> list[Line]:
-        """The next requests; none, where those lines are blank or wrong."""
+        """The next requests; none, where those lines are blank or wrong, or the reading was closed."""
+        with self._busy:
+            return [] if self.is_over else self._some()
+
+    def _some(self) -> list[Line]:
         self._file = file = self._file or self._path.open("rb")
         lines: list[Line] = []
         until = self._start + READ_BYTES
@@ -180,5 +186,7 @@ class Reading:
         return text
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self._busy:
+            self.is_over = True
+            if self._file is not None:
+                self._file.close()
