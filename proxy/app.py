@@ -75,7 +75,7 @@ class Gateway:
         self._levels = Levels()
         self._tasks = Tasks()
         self._reloading = asyncio.Lock()
-        self._pools = Pools()
+        self._pools = Pools(now)
         self.plan = Plan(settings, self._pools)
         self.limits = LocalLimits(Gate(Pool("process", "process"), settings.gate.queue_limit), now, wall)
         self._set_gate(settings)
@@ -269,6 +269,9 @@ class Gateway:
                 {priority.name.lower(): count for priority, count in level.waiting.items()},
                 self.plan.settings.gate.queue_limit if level.label == process.label else None,
                 bounds.get(level.label),
+                level.held_seconds + self._pools.past.get(level.label, 0.0),
+                level.queued_seconds,
+                level.full_seconds,
             )
 
     def _accounts(self) -> Iterator[AccountLevel]:

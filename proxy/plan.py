@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import urlsplit
@@ -55,9 +56,19 @@ class Route:
 
 
 class Pools:
-    """All pools of the process but its own, by name."""
+    """All pools of the process but its own, by name.
 
-    def __init__(self) -> None:
+    Args:
+        now: the monotonic clock, in seconds.
+
+    Attributes:
+        past: place-seconds, by label: of pools that were forgotten or have another label now; less those that pools
+            brought from the label they had before. With those of the label's pools they only grow, as a counter does.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.past: dict[str, float] = {}
         self._named: dict[str, Pool] = {}
         self._accounts: OrderedDict[str, Pool] = OrderedDict()
         self._configured: frozenset[str] = frozenset()  # accounts that stand in the configuration
@@ -65,13 +76,14 @@ class Pools:
     def named(self, name: str, limits: config.Limits, *, learns_concurrency: bool = False) -> Pool:
         """The pool of that name, made or brought to these ceilings."""
         pool = self._named.setdefault(name, Pool(name, name))
-        pool.concurrency = limits.concurrency
+        places = limits.concurrency
         if not learns_concurrency:
             pool.gradient = None
         else:
             pool.gradient = pool.gradient or Gradient()
             pool.gradient.configure(limits.concurrency)
-            pool.concurrency = int(pool.gradient.limit)
+            places = int(pool.gradient.limit)
+        pool.resize(places, self._now())
         requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
         if pool.rates is not None:
             pool.rates.configure(requests_per_minute=requests, tokens_per_minute=tokens, learn=False)
@@ -86,8 +98,10 @@ class Pools:
         if pool is None:
             self._forget_idle()
             pool = self._accounts[name] = Pool(name, label, rates=Learner(learn=learn))
-        elif pool.rates is not None:
-            pool.rates.configure(requests_per_minute=None, tokens_per_minute=None, learn=learn)
+        else:
+            self._relabel(pool, label)
+            if pool.rates is not None:
+                pool.rates.configure(requests_per_minute=None, tokens_per_minute=None, learn=learn)
         self._accounts.move_to_end(name)
         return pool
 
@@ -105,7 +119,19 @@ class Pools:
             open_ones = ((name, pool) for name, pool in self._accounts.items() if name not in self._configured)
             idle = next((name for name, pool in open_ones if not pool.in_use), None)
             if idle is not None:
-                del self._accounts[idle]
+                forgotten = self._accounts.pop(idle)
+                self._count(forgotten.label, forgotten.held_seconds(self._now()))
+
+    def _relabel(self, pool: Pool, label: str) -> None:
+        """A model that was met behind a wildcard has been named since, or the other way round."""
+        if pool.label != label:
+            held = pool.held_seconds(self._now())
+            self._count(pool.label, held)
+            self._count(label, -held)
+            pool.label = label
+
+    def _count(self, label: str, held_seconds: float) -> None:
+        self.past[label] = self.past.get(label, 0.0) + held_seconds
 
     def __iter__(self) -> Iterator[Pool]:
         yield from self._named.values()

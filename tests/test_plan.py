@@ -227,8 +227,47 @@ def test_a_call_keeps_the_plan_it_came_with():
         pool.enter(Size(), 0.0)
     Plan(settings({"other": to()}), pools)
     for pool in target.pools:
-        pool.leave()
+        pool.leave(0.0)
     assert [pool.in_use for pool in target.pools] == [0, 0]
+
+
+def test_a_model_that_a_reload_names_is_no_longer_told_of_as_the_wildcards():
+    pools = Pools()
+    behind = Plan(settings({"*": to()}), pools).route("gpt-5").targets[0].account
+    assert behind.label == "one/*"
+    behind.enter(Size(), 0.0)
+    named = Plan(settings({"gpt-5": to(), "*": to()}), pools).route("gpt-5").targets[0].account
+    assert named is behind
+    assert (named.label, named.in_use) == ("one/gpt-5", 1)
+    again = Plan(settings({"*": to()}), pools).route("gpt-5").targets[0].account
+    assert (again.label, again.in_use) == ("one/*", 1)
+
+
+def test_what_pools_were_used_stays_with_their_label():
+    """As a counter has to, whatever becomes of the pools: a wildcard's is made of many, which come and go."""
+    clock = [0.0]
+    pools = Pools(lambda: clock[0])
+
+    def used(label: str) -> float:
+        known = sum(pool.held_seconds(clock[0]) for pool in pools if pool.label == label)
+        return known + pools.past.get(label, 0.0)
+
+    plan = Plan(settings({"*": to()}), pools)
+    account = plan.route("first").targets[0].account
+    account.enter(Size(), 0.0)
+    clock[0] = 8.0
+    account.leave(8.0)
+    for number in range(5 * OPEN_ROUTES + 1):
+        plan.route(f"model-{number}")
+    assert account not in set(pools)
+    assert used("one/*") == 8.0
+    last = plan.route("last").targets[0].account
+    last.enter(Size(), 8.0)
+    clock[0] = 10.0
+    Plan(settings({"last": to(), "*": to()}), pools)
+    assert (used("one/*"), used("one/last")) == (10.0, 0.0)
+    clock[0] = 11.0
+    assert (used("one/*"), used("one/last")) == (10.0, 1.0)
 
 
 # ── bounded memory ──

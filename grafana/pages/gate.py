@@ -23,9 +23,18 @@ PAGE = Page(
             ),
             graph(
                 "Places taken",
-                "Calls that have a place, by gate; with those without a limit.",
+                "Calls that have a place, by gate, those without a limit too; and the exact mean between the scrapes.",
                 "short",
                 Query(level("gate_in_use", "gate"), "{{gate}}"),
+                Query(rate("gate_permit_seconds", "gate"), "{{gate}} mean"),
+            ),
+            graph(
+                "Full",
+                "The share of the time in which a gate had no place left. One that is full while nobody waits is well "
+                "used; one before which calls wait holds them back.",
+                "percentunit",
+                Query(rate("gate_saturated_seconds", "gate"), "{{gate}}"),
+                lines=((0.9, "orange"),),
             ),
             graph(
                 "Why the limit moved",
@@ -37,9 +46,11 @@ PAGE = Page(
         row(
             graph(
                 "Waiting",
-                "Calls that wait, by the gate that keeps them and their class; and how many may wait in all.",
+                "Calls that wait, by the gate that keeps them and their class; the exact mean between the scrapes; and "
+                "how many may wait in all.",
                 "short",
                 Query(level("gate_queue_depth", "gate, priority"), "{{gate}} {{priority}}"),
+                Query(rate("gate_queue_seconds", "gate"), "{{gate}} mean"),
                 Query(level("gate_queue_limit"), "most"),
             ),
             graph(

@@ -53,6 +53,8 @@ def of(usage: Usage, price: Price) -> int:
 
     Parts that exceed their whole, as a provider may tell them by mistake, are billed as told; the rest is then nothing.
     """
+    if not (usage.cached or usage.cache_write or usage.reasoning):  # as most are
+        return (usage.input * price.input + usage.output * price.output + MICRO // 2) // MICRO
     total = max(0, usage.input - usage.cached - usage.cache_write) * price.input
     total += max(0, usage.output - usage.reasoning) * price.output
     total += usage.cached * (price.input if price.cached_input is None else price.cached_input)

@@ -178,6 +178,9 @@ class Level:
     concurrency: int | None
     in_use: int
     waiting: Mapping[Priority, int]
+    held_seconds: float  # place-seconds used, ever
+    queued_seconds: float  # that calls waited for it, ever
+    full_seconds: float  # for which no place was left, ever
 
 
 class Gate:
@@ -216,6 +219,7 @@ class Gate:
         self._standing: dict[Priority, float] = {}  # since when somebody of the class waits
         self._without_batch = 0  # departures since a batch call's, while one waited
         self._departures: dict[str, deque[float]] = {}  # times, by what was waited for
+        self._queued: dict[str, float] = {}  # seconds waited, by what was waited for; kept as `Pool` keeps its own
 
     def ask(
         self,
@@ -237,15 +241,15 @@ class Gate:
             self._fill(now)  # else it stands behind one who does not fit
         if ticket.lane is not None:
             if self.waiting > self.queue_limit:
-                self._refuse(ticket, Refusal.FULL, ticket.lane)
+                self._refuse(ticket, Refusal.FULL, ticket.lane, now)
             elif now + self._expected_wait(ticket.lane) > deadline:
-                self._refuse(ticket, Refusal.LATE, ticket.lane)
+                self._refuse(ticket, Refusal.LATE, ticket.lane, now)
         return ticket
 
     def pause(self, ticket: Ticket, now: float) -> None:
         """Give the target's pools back and keep the process's place (rule 5)."""
         assert ticket.state is State.HELD
-        self._leave_target(ticket)
+        self._leave_target(ticket, now)
         ticket.state = State.PAUSED
         self._settle(ticket, 0.0)  # it was not served
         self._fill(now)
@@ -262,12 +266,12 @@ class Gate:
         if ticket.state in (State.REFUSED, State.ENDED):
             return
         if ticket.state is State.HELD:
-            self._leave_target(ticket)
+            self._leave_target(ticket, now)
         elif ticket.state is State.WAITING:
-            self._step_out(ticket)
+            self._step_out(ticket, now)
         if ticket.inside:
             ticket.inside = False
-            self.process.leave()
+            self.process.leave(now)
         ticket.state = State.ENDED
         if ticket.guess:  # nobody said what it used: the guess stands
             self._busy[ticket.caller].serve(0.0, -ticket.guess)
@@ -283,7 +287,7 @@ class Gate:
         """Correct what `ticket` was counted for at its admission by what it really used."""
         self._settle(ticket, (input_tokens + OUTPUT_WEIGHT * output_tokens) / self.weights.get(ticket.caller, 1.0))
 
-    def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
+    def levels(self, pools: Iterable[Pool], now: float) -> Iterable[Level]:
         """The pools as they are now, each label with those who wait for it."""
         waiting: dict[str, dict[Priority, int]] = {}
         for lane in self._lanes.values():
@@ -291,8 +295,14 @@ class Gate:
             of_pool[lane.priority] = of_pool.get(lane.priority, 0) + len(lane.tickets)
         levels: dict[str, Level] = {}
         for pool in pools:
-            level = levels.setdefault(pool.label, Level(pool.label, pool.concurrency, 0, waiting.get(pool.label, {})))
+            level = levels.get(pool.label)
+            if level is None:
+                of_pool = waiting.get(pool.label, {})
+                queued = self._queued.get(pool.label, 0.0) + sum(of_pool.values()) * now
+                level = levels[pool.label] = Level(pool.label, pool.concurrency, 0, of_pool, 0.0, queued, 0.0)
             level.in_use += pool.in_use
+            level.held_seconds += pool.held_seconds(now)
+            level.full_seconds += pool.full_seconds(now)
         return levels.values()
 
     def __repr__(self) -> str:
@@ -314,13 +324,17 @@ class Gate:
             blocked = self._look(ticket, now, reserved)
             if blocked is None:
                 lane.served = now
-                self._step_out(ticket)
+                self._step_out(ticket, now)
                 self._note_departure(ticket, now)
                 self.woken.append(ticket)
                 if lane.tickets:
                     heapq.heappush(turns, (self._turn(lane, now), number, lane))
                 continue
-            lane.blocked_by, wait = blocked
+            blocker, wait = blocked
+            if blocker != lane.blocked_by:
+                self._waited(lane.blocked_by, len(lane.tickets) * now)
+                self._waited(blocker, len(lane.tickets) * -now)
+                lane.blocked_by = blocker
             lane.wait = wait if wait < math.inf else 0.0
             ticket.waited_for = ticket.waited_for or lane.blocked_by
             self.wake_at = min(self.wake_at, now + wait)
@@ -348,12 +362,12 @@ class Gate:
                 if now < refused_at:
                     self.wake_at = min(self.wake_at, refused_at)
                     break
-                self._refuse(oldest, Refusal.OVERLOAD, lane)
+                self._refuse(oldest, Refusal.OVERLOAD, lane, now)
                 self.woken.append(oldest)
 
-    def _refuse(self, ticket: Ticket, refusal: Refusal, lane: _Lane) -> None:
+    def _refuse(self, ticket: Ticket, refusal: Refusal, lane: _Lane, now: float) -> None:
         ticket.expected_wait = self._expected_wait(lane)
-        self._step_out(ticket)
+        self._step_out(ticket, now)
         ticket.state, ticket.refusal = State.REFUSED, refusal
         self._depart(ticket.caller)
 
@@ -421,10 +435,10 @@ class Gate:
             reserved.places |= places
         return name, soonest
 
-    def _leave_target(self, ticket: Ticket) -> None:
+    def _leave_target(self, ticket: Ticket, now: float) -> None:
         assert ticket.target is not None
         for pool in ticket.target.pools:
-            pool.leave()
+            pool.leave(now)
         ticket.target = None
 
     def _line_up(self, ticket: Ticket, now: float, *, first: bool = False) -> _Lane:
@@ -437,15 +451,17 @@ class Gate:
             lane.tickets.move_to_end(ticket, last=False)
         ticket.lane = lane
         ticket.waited_for = lane.blocked_by
+        self._waited(lane.blocked_by, -now)
         self.waiting += 1
         self._of_class[ticket.priority] += 1
         self._standing.setdefault(ticket.priority, now)
         return lane
 
-    def _step_out(self, ticket: Ticket) -> None:
+    def _step_out(self, ticket: Ticket, now: float) -> None:
         lane, ticket.lane = ticket.lane, None
         assert lane is not None
         del lane.tickets[ticket]
+        self._waited(lane.blocked_by, now)
         self.waiting -= 1
         self._of_class[lane.priority] -= 1
         if not self._of_class[lane.priority]:
@@ -454,6 +470,9 @@ class Gate:
             del self._lanes[(lane.priority, lane.caller, lane.targets)]
         if not self.waiting:
             self._departures.clear()
+
+    def _waited(self, label: str, seconds: float) -> None:
+        self._queued[label] = self._queued.get(label, 0.0) + seconds
 
     def _note_departure(self, ticket: Ticket, now: float) -> None:
         if ticket.priority is Priority.BATCH:

@@ -51,7 +51,7 @@ class LocalLimits:
         return LocalAdmission(self, targets, size, priority, caller, deadline, notes)
 
     def levels(self, pools: Iterable[Pool]) -> Iterable[Level]:
-        return self._gate.levels(pools)
+        return self._gate.levels(pools, self._now())
 
     @property
     def waiting(self) -> int:
@@ -70,7 +70,8 @@ class LocalLimits:
     ) -> None:
         """Take the bounds and ways of a plan; nobody inside or waiting is dropped."""
         gate = self._gate
-        gate.process.concurrency, gate.queue_limit = concurrency, queue_limit
+        gate.process.resize(concurrency, self._now())
+        gate.queue_limit = queue_limit
         gate.weights, gate.overload = weights, overload
         gate.advance(self._now())
         self._wake()
@@ -205,9 +206,10 @@ class LocalAdmission(Generic[AnyTarget]):
                     self._notes.limit_changed(now, pool.label, "concurrency", *moved, "upstream_5xx")
 
     def sped(self, first_token_seconds: float) -> None:
+        now = self._limits._now()
         for pool in self.target.pools:
-            if (moved := pool.sped(first_token_seconds, self._size)) is not None:
-                self._notes.limit_changed(self._limits._now(), pool.label, "concurrency", *moved, "latency")
+            if (moved := pool.sped(first_token_seconds, self._size, now)) is not None:
+                self._notes.limit_changed(now, pool.label, "concurrency", *moved, "latency")
         self._limits._changed()
 
     def settle(self, usage: Usage | None) -> None:

@@ -257,6 +257,27 @@ _GATES = (
         "Moves of the limit in force, and what moved it.",
         {**_GATE, "direction": ("up", "down"), "cause": LIMIT_CAUSES},
     ),
+    Family(
+        "gate_permit_seconds",
+        _C,
+        "Seconds for which places were held, all together: the rate is the exact mean in use.",
+        _GATE,
+        live=True,
+    ),
+    Family(
+        "gate_queue_seconds",
+        _C,
+        "Seconds for which calls waited, all together: the rate is the exact mean queued.",
+        _GATE,
+        live=True,
+    ),
+    Family(
+        "gate_saturated_seconds",
+        _C,
+        "Seconds for which no place was left: the rate is the share of the time.",
+        _GATE,
+        live=True,
+    ),
 )
 
 _ATTEMPTS = (

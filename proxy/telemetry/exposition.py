@@ -22,7 +22,8 @@ from prometheus_client.utils import floatToGoString
 
 from proxy.telemetry import catalogue
 from proxy.telemetry.catalogue import Family, Kind
-from proxy.telemetry.recorder import Key, Recorder
+from proxy.telemetry.children import Key
+from proxy.telemetry.recorder import Recorder
 
 Live = Callable[[], Mapping[str, Iterable[tuple[Key, float]]]]  # all levels, by name, as they stand together
 

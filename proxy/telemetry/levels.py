@@ -18,6 +18,8 @@ class GateLevel:
         waiting: calls, by priority.
         queue_limit: None: it has no queue of its own.
         bounds: least and most places its limit may come to; None: the limit is fixed.
+        held_seconds, queued_seconds, full_seconds: for how long, ever, each of its places was held, each call waited
+            for it, and none of its places was left.
     """
 
     name: str
@@ -26,6 +28,9 @@ class GateLevel:
     waiting: Mapping[str, int]
     queue_limit: int | None = None
     bounds: tuple[float, float] | None = None
+    held_seconds: float = 0.0
+    queued_seconds: float = 0.0
+    full_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

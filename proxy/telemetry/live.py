@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 from proxy.core.outcome import Outcome
@@ -54,10 +55,10 @@ class _Span:
     """What is kept of the calls that ended within `SPAN_SECONDS`."""
 
     at: int  # in units of SPAN_SECONDS
-    durations: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # bucket -> calls
-    first_tokens: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    attempts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # upstream, outcome
-    errors: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # source, type
+    durations: Counter[int] = field(default_factory=Counter)  # bucket -> calls
+    first_tokens: Counter[int] = field(default_factory=Counter)
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)  # upstream, outcome
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, type
     ranked: tuple[Percentiles, Percentiles] | None = None  # of durations and first tokens, once it is over and was told
 
 
@@ -103,41 +104,43 @@ class Live:
         self._started = now()
         self._seconds = _Ring(_Second, HISTORY_SECONDS + 1)  # and the one that is being filled
         self._spans = _Ring(_Span, HISTORY_SECONDS // SPAN_SECONDS)
-        self._second, self._span = _Second(-1), _Span(-1)  # those that were last written to
         self._calls = self._failed = self._input = self._output = self._cost = 0
         self._latest: deque[tuple[int, Record]] = deque(maxlen=CALLS_KEPT)
         self._troubled: deque[tuple[int, Record]] = deque(maxlen=TROUBLES_KEPT)
 
-    def take(self, record: Record) -> None:
-        """Count one ended call."""
-        ended = record.ended
-        second, span, at = self._second, self._span, int(ended)
-        if second.at != at:
-            second = self._second = self._seconds.at(at)
-            span = self._span = self._spans.at(at // SPAN_SECONDS)
-        self._calls += 1
-        second.calls += 1
-        span.durations[_bucket(ended - record.arrived)] += 1
-        if record.first_token is not None:
-            span.first_tokens[_bucket(record.first_token - record.arrived)] += 1
-        if (usage := record.usage) is not None:
+    def take(self, ended: Sequence[Record]) -> None:
+        """Count calls that have ended, in that order."""
+        for at, records in groupby(ended, _second):
+            self._take(at, list(records))
+
+    def _take(self, at: int, records: list[Record]) -> None:
+        """Those that ended within one second."""
+        second, span = self._seconds.at(at), self._spans.at(at // SPAN_SECONDS)
+        second.calls += len(records)
+        span.durations.update([_bucket(record.ended - record.arrived) for record in records])
+        span.first_tokens.update(
+            [_bucket(record.first_token - record.arrived) for record in records if record.first_token is not None]
+        )
+        span.attempts.update(
+            [(attempt.upstream, attempt.meaning.outcome._value_) for record in records for attempt in record.attempts]
+        )
+        for usage in [record.usage for record in records if record.usage is not None]:
             second.input += usage.input
             second.output += usage.output
             self._input += usage.input
             self._output += usage.output
-        if record.cost is not None:
-            self._cost += record.cost
-        for attempt in record.attempts:
-            span.attempts[attempt.upstream, attempt.meaning.outcome._value_] += 1
-        if record.error_type:
-            span.errors[record.error_source, record.error_type] += 1
-            if record.error_source != "client":
-                second.failed += 1
-                self._failed += 1
-        call = self._calls, record
-        self._latest.append(call)
-        if len(record.attempts) > 1 or record.outcome is not Outcome.OK:
-            self._troubled.append(call)
+        self._cost += sum([record.cost for record in records if record.cost is not None])
+        errors = [(record.error_source, record.error_type) for record in records if record.error_type]
+        failed = sum(source != "client" for source, _ in errors)
+        span.errors.update(errors)
+        second.failed += failed
+        self._failed += failed
+        calls = list(enumerate(records, self._calls + 1))
+        self._calls += len(records)
+        self._latest.extend(calls)
+        self._troubled.extend(
+            [call for call in calls if len(call[1].attempts) > 1 or call[1].outcome is not Outcome.OK]
+        )
 
     def snapshot(self, upstreams: Iterable[str] = ()) -> dict[str, Any]:
         """The figures now, as JSON values; `upstreams` are listed even if they were not asked of late.
@@ -244,6 +247,10 @@ class Live:
         first = self._latest[0][0] if self._latest else 0
         older = [call for call in self._troubled if call[0] < first]
         return [_call(number, record) for number, record in (*reversed(self._latest), *reversed(older))]
+
+
+def _second(record: Record) -> int:
+    return int(record.ended)
 
 
 def _bucket(seconds: float) -> int:

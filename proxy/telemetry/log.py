@@ -19,7 +19,7 @@ from proxy.telemetry.record import Record
 
 TEXT_MAX = 128  # characters of a word from outside
 
-_WARNING = frozenset({Outcome.THROTTLED, Outcome.OVERLOADED, Outcome.FAILED, Outcome.TRUNCATED})
+_WARNING = frozenset(each.value for each in (Outcome.THROTTLED, Outcome.OVERLOADED, Outcome.FAILED, Outcome.TRUNCATED))
 
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
@@ -93,9 +93,10 @@ _encode = msgspec.json.Encoder().encode
 def line_of(record: Record) -> bytes:
     """The call as one line, with its line feed; the time is that of the call's end."""
     seconds = record.ended - record.arrived
+    outcome = record.outcome._value_
     line = Line(  # in the order of its fields: by name it takes twice as long
         datetime.fromtimestamp(record.began + seconds, UTC),
-        "warning" if record.outcome in _WARNING else "info",
+        "warning" if outcome in _WARNING else "info",
         "request",
         text(record.request_id),
         record.trace_id.to_bytes(16, "big").hex(),
@@ -103,12 +104,12 @@ def line_of(record: Record) -> bytes:
         text(record.method),
         record.route,
         record.status,
-        record.outcome._value_,
+        outcome,
         record.model,
         record.stream,
         len(record.attempts),
-        _ms(record.queue_seconds),
-        _ms(record.backoff_seconds),
+        _ms(record.queue_seconds) if record.queue_seconds else 0.0,
+        _ms(record.backoff_seconds) if record.backoff_seconds else 0.0,
         _ms(record.upstream_seconds),
         _ms(seconds),
         _ms(record.overhead_seconds),
@@ -121,7 +122,8 @@ def line_of(record: Record) -> bytes:
         record.error_source,
     )
     if record.attempts:
-        line.upstream_request_id = text(record.attempts[-1].request_id)
+        if said := record.attempts[-1].request_id:
+            line.upstream_request_id = text(said)
         if len(record.attempts) > 1:
             line.retry_reasons = tuple(attempt.meaning.reason.value for attempt in record.attempts[:-1])
     if record.first_token is not None:
@@ -175,7 +177,8 @@ def story(error: BaseException) -> str:
 
 def text(said: str) -> str:
     """A word from outside, cut and harmless to a terminal and to any encoder."""
-    said = said[:TEXT_MAX]
+    if len(said) > TEXT_MAX:
+        said = said[:TEXT_MAX]
     return said if said.isascii() and said.isprintable() else ascii(said)[1:-1]
 
 

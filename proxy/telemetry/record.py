@@ -30,7 +30,7 @@ class Attempt:
     first_byte: float | None = None  # when its headers had arrived
     ended: float | None = None
     request_id: str = ""  # the upstream's own id of this answer
-    span_id: int = 0
+    span_id: int = 0  # drawn when it is passed on, else with the spans
 
 
 @dataclass(slots=True)
@@ -169,4 +169,5 @@ class Record:
     def overhead_seconds(self) -> float:
         """What the gateway itself spent: the total less the union of all waits. They never overlap within one call."""
         waited = self.queue_seconds + self.backoff_seconds + self.upstream_seconds + self.client_seconds
-        return max(0.0, self.ended - self.arrived - waited)
+        own = self.ended - self.arrived - waited
+        return own if own > 0.0 else 0.0

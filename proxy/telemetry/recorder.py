@@ -1,33 +1,28 @@
-"""The numbers: counters and histograms as plain Python numbers, written once per call from its finished record.
+"""The numbers: counters and histograms, written once per call from its finished record.
 
-    record -> Recorder.finish -> children (one number, or one row of numbers, per label tuple) -> exposition
+    records -> Recorder.finish -> children (one number, or one row of numbers, per label tuple) -> exposition
 
-1. A family's children stand in a dict keyed by their label values. A hit costs a lookup and an addition; children that
-   are always written together are found by one lookup (`Bundles`).
-2. Only a miss looks at the bounds: a value outside them is replaced by `other`, and the child of *that* tuple is
-   counted. What is not within the bounds is never stored, so no request can make a series.
-3. One thread writes, the event loop's; drops are counted under a lock. Any thread may read: a family is copied in steps
+1. Calls that ended together and are alike, which most are, are counted together: one look for their children, and one
+   pass over them for each figure. What is rare (a failure, a second attempt, a wait) is counted call by call.
+2. One thread writes, the event loop's; drops are counted under a lock. Any thread may read: a family is copied in steps
    that the interpreter does not interrupt, so a reader sees each number whole, if not all at the same instant.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from operator import attrgetter
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 from proxy.core.outcome import Outcome, Reason, Retry
 from proxy.telemetry import catalogue
-from proxy.telemetry.catalogue import CODE_OF, NONE, OTHER, TOKENLESS, Configured, Family, Kind
+from proxy.telemetry.catalogue import CODE_OF, NONE, OTHER, TOKENLESS, Kind
+from proxy.telemetry.children import Bundles, Children, Count, Exemplar, Histogram, Key
 from proxy.telemetry.record import Attempt, Record
 
-Key = tuple[str, ...]
-
-_FALLBACKS = frozenset({OTHER, NONE})
 FOLD_AT = 1024  # calls; their observations are 300 KiB, and take a millisecond to sort
 PROCESS_GATE = "process"  # the gate of a call that waited for none
 
@@ -42,129 +37,27 @@ class Labels:
     gates: tuple[str, ...] = ()  # process, pool/<name>, upstream/<name>, model/<name>, <upstream>/<model>
 
 
-class Count:
-    __slots__ = ("value",)
+class _Alike(NamedTuple):
+    """What calls that are counted together have in common."""
 
-    def __init__(self) -> None:
-        self.value = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Exemplar:
-    trace_id: str
-    value: float
-    time: float  # seconds since the epoch
-
-
-class Histogram:
-    """Observations by bucket; `counts` has one more than `bounds`, for what exceeds them all.
-
-    An observation is only noted, by one call into C; `fold` sorts what was noted into the buckets, all at once.
-    """
-
-    __slots__ = ("_noted", "bounds", "counts", "exemplars", "observe", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.exemplars: dict[int, Exemplar] = {}  # by bucket, the last one each
-        self._noted: list[float] = []
-        self.observe = self._noted.append
-
-    def fold(self) -> None:
-        noted, counts = self._noted, self.counts
-        if not noted:
-            return
-        noted.sort()
-        below = 0
-        for bucket, bound in enumerate(self.bounds):
-            if below == len(noted):
-                break
-            within = bisect_right(noted, bound, below)
-            counts[bucket] += within - below
-            below = within
-        counts[-1] += len(noted) - below
-        self.sum += sum(noted)
-        noted.clear()
-
-    def exemplify(self, exemplar: Exemplar) -> None:
-        self.exemplars[bisect_left(self.bounds, exemplar.value)] = exemplar
-
-
-Child = TypeVar("Child", Count, Histogram)
-
-
-class Children(dict[Key, Child], Generic[Child]):
-    """The children of one family: `children[key]` is the child of these label values, or of the allowed ones nearest.
-
-    A plain dict to whoever knows the key. `bound` comes before anything else.
-    """
-
-    def __init__(self, family: Family, born: Callable[[], Child], overflow: Callable[[str], None]) -> None:
-        super().__init__()
-        self._family = family
-        self._born: Callable[[], Child] = born
-        self._overflow = overflow
-        self._allowed: tuple[frozenset[str], ...] = ()
-
-    def bound(self, names: Mapping[str, tuple[str, ...]]) -> None:
-        """Take these configured names as the bounds; drop the children of names that are gone."""
-        values = [names[said.field] if isinstance(said, Configured) else said for said in self._family.labels.values()]
-        self._allowed = tuple(frozenset(known) | _FALLBACKS for known in values)
-        for key in [key for key in self if key != self._clamped(key)]:
-            del self[key]
-        if self._family.zeroed:
-            for key in product(*values):
-                self.setdefault(key, self._born())
-
-    def is_within(self, key: Key) -> bool:
-        """Whether these label values stand for themselves."""
-        return key == self._clamped(key)
-
-    def _clamped(self, key: Key) -> Key:
-        return tuple(value if value in allowed else OTHER for value, allowed in zip(key, self._allowed, strict=True))
-
-    def __missing__(self, key: Key) -> Child:
-        clamped = self._clamped(key)
-        for label, value, taken in zip(self._family.labels, key, clamped, strict=True):
-            if value != taken:
-                self._overflow(label)
-        return self.setdefault(clamped, self._born())
-
-    def snapshot(self) -> Iterator[tuple[Key, Child]]:
-        return iter(self.copy().items())
-
-
-Bundle = TypeVar("Bundle")
-
-
-class Bundles(dict[Key, Bundle], Generic[Bundle]):
-    """Children that are always written together, by the label values that they have in common.
-
-    What is outside the bounds is gathered anew each time, and so counted as overflow each time.
-
-    Args:
-        gather: finds the children for a key's values.
-        is_within: whether a key may be kept.
-    """
-
-    def __init__(self, gather: Callable[..., Bundle], is_within: Callable[[Key], bool]) -> None:
-        super().__init__()
-        self._gather: Callable[..., Bundle] = gather
-        self._is_within = is_within
-
-    def __missing__(self, key: Key) -> Bundle:
-        bundle = self._gather(*key)
-        if self._is_within(key):
-            self[key] = bundle
-        return bundle
+    operation: str
+    model: str
+    is_stream: bool
+    status: int
+    outcome: str
+    admitted: str
+    gate: str
+    priority: str
+    upstream: str
+    caller: str
+    attempts: int
 
 
 @dataclass(slots=True)
 class _Call:
     requests: Count
     duration: Histogram
+    overhead: Histogram
     bytes_in: Count
     bytes_out: Count
     attempts: Histogram
@@ -248,7 +141,6 @@ class Recorder:
         self.answered: dict[Key, float] = {}  # when (upstream, model) last answered
         self.relabel(labels)
         # Children of constant labels alone live as long as we do.
-        self._overhead = {stream: histograms["overhead_seconds"][stream,] for stream in catalogue.STREAM}
         self._stages = {stage: histograms["stage_duration_seconds"][stage,] for stage in catalogue.STAGES}
         self._lag = histograms["event_loop_lag_seconds"][()]
 
@@ -269,74 +161,102 @@ class Recorder:
         self.answered = {pair: at for pair, at in self.answered.items() if pair[0] in upstreams and pair[1] in models}
         self._counts_keys = bool(labels.callers)
 
-    def finish(self, record: Record) -> None:
-        """Count one ended call. Nothing in it is looked at again."""
-        self._unfolded += 1
+    def finish(self, ended: Sequence[Record]) -> None:
+        """Count calls that have ended. Nothing in them is looked at again."""
+        self._unfolded += len(ended)
         if self._unfolded >= FOLD_AT:
             self.fold()
-        operation = record.operation
-        model = record.model
-        stream = "true" if record.stream else "false"
-        # `_value_` is what `value` reads through a descriptor, at a quarter of its price on Python 3.11.
-        outcome = record.outcome._value_
-        code = CODE_OF.get(record.status, "5xx_other")
-        call = self._calls[operation, model, stream, code, outcome]
-        call.requests.value += 1
-        call.duration.observe(record.ended - record.arrived)
-        call.bytes_in.value += record.bytes_in
-        call.bytes_out.value += record.bytes_out
-        self._overhead[stream].observe(record.overhead_seconds)
-        if record.admitted:
-            self._admitted(record)
-        if record.pauses:
-            self._paused(record)
-        if record.attempts:
-            call.attempts.observe(len(record.attempts))
-            self._attempted(record)
-        if record.stream and record.first_byte is not None:
-            self._streamed(record)
-        if record.outcome is not Outcome.OK:
-            self._failed(record)
-        self._staged(record)
+        groups: dict[tuple[str | bool | int, ...], list[Record]] = {}
+        for record in ended:
+            key = (
+                record.operation,
+                record.model,
+                record.stream,
+                record.status,
+                record.outcome._value_,  # what `value` reads through a descriptor, at four times the price on 3.11
+                record.admitted,
+                record.gate,
+                record.priority,
+                record.upstream,
+                record.caller,
+                len(record.attempts),
+            )
+            if (group := groups.get(key)) is None:
+                groups[key] = [record]
+            else:
+                group.append(record)
+        for common, records in groups.items():
+            self._finish(_Alike._make(common), records)
+
+    def _finish(self, alike: _Alike, records: list[Record]) -> None:
+        stream = catalogue.STREAM[alike.is_stream]
+        code = CODE_OF.get(alike.status, "5xx_other")
+        call = self._calls[alike.operation, alike.model, stream, code, alike.outcome]
+        call.requests.value += len(records)
+        call.duration.observe_all([record.ended - record.arrived for record in records])
+        call.overhead.observe_all([record.overhead_seconds for record in records])
+        call.bytes_in.value += sum(map(_bytes_in, records))
+        call.bytes_out.value += sum(map(_bytes_out, records))
+        if alike.admitted:
+            self._admitted(alike, len(records))
+        for record in records:
+            if record.pauses:
+                self._paused(record)
+        if alike.attempts:
+            call.attempts.observe_all([alike.attempts] * len(records))
+            self._attempted(alike, records)
+            self._used(alike, records)
+        if alike.is_stream:
+            self._streamed([record for record in records if record.first_byte is not None])
+        if alike.outcome != Outcome.OK._value_:
+            for record in records:
+                self._failed(record)
+        self._staged(records)
         if self._counts_keys:
-            self._keyed(record)
+            self._keyed(alike, records)
 
-    def _staged(self, record: Record) -> None:
+    def _staged(self, records: list[Record]) -> None:
         stages = self._stages
-        stages["auth"].observe(record.auth_seconds)
-        routed = record.routed
-        if routed is None:
-            return
-        if record.body_read is not None:
-            stages["parse"].observe(routed - record.body_read)
-        if not record.attempts:
-            return
-        stages["route"].observe(max(0.0, record.attempts[0].started - routed - record.queue_seconds))
-        last = record.attempts[-1]
-        if last.sent is not None:
-            stages["send"].observe(last.sent - last.started)
-        if record.relay_seconds is not None:
-            stages["relay"].observe(record.relay_seconds)
-            if record.last_byte is not None and last.ended is not None:
-                stages["usage"].observe(last.ended - record.last_byte)
+        stages["auth"].observe_all([record.auth_seconds for record in records])
+        stages["parse"].observe_all(
+            [
+                record.routed - record.body_read
+                for record in records
+                if record.routed is not None and record.body_read is not None
+            ]
+        )
+        sent = [(record, record.attempts[-1]) for record in records if record.routed is not None and record.attempts]
+        stages["route"].observe_all(
+            [max(0.0, record.attempts[0].started - record.routed - record.queue_seconds) for record, _ in sent]  # type: ignore[operator]
+        )
+        stages["send"].observe_all([last.sent - last.started for _, last in sent if last.sent is not None])
+        stages["relay"].observe_all([record.relay_seconds for record, _ in sent if record.relay_seconds is not None])
+        stages["usage"].observe_all(
+            [
+                last.ended - record.last_byte
+                for record, last in sent
+                if record.relay_seconds is not None and record.last_byte is not None and last.ended is not None
+            ]
+        )
 
-    def _keyed(self, record: Record) -> None:
-        key = record.caller or NONE
-        caller = self._callers[key, record.outcome._value_]
-        caller.requests.value += 1
-        if record.status == 429:
-            self._key_rate_limited[key,].value += 1
-        if (usage := record.usage) is not None:
-            caller.input.value += usage.input
-            caller.output.value += usage.output
-        if record.cost is not None:
-            caller.cost.value += record.cost
+    def _keyed(self, alike: _Alike, records: list[Record]) -> None:
+        key = alike.caller or NONE
+        caller = self._callers[key, alike.outcome]
+        caller.requests.value += len(records)
+        if alike.status == 429:
+            self._key_rate_limited[key,].value += len(records)
+        for record in records:
+            if (usage := record.usage) is not None:
+                caller.input.value += usage.input
+                caller.output.value += usage.output
+            if record.cost is not None:
+                caller.cost.value += record.cost
 
-    def _admitted(self, record: Record) -> None:
-        door = self._doors[record.gate or PROCESS_GATE, record.priority, record.admitted]
-        door.admissions.value += 1
-        if record.admitted == "immediate":
-            door.wait.observe(0.0)
+    def _admitted(self, alike: _Alike, count: int) -> None:
+        door = self._doors[alike.gate or PROCESS_GATE, alike.priority, alike.admitted]
+        door.admissions.value += count
+        if alike.admitted == "immediate":
+            door.wait.observe_all([0.0] * count)
 
     def _paused(self, record: Record) -> None:
         priority = record.priority
@@ -347,7 +267,18 @@ class Recorder:
             else:
                 self._backoff[_blamed(record, pause.started), pause.source].observe(seconds)
 
-    def _attempted(self, record: Record) -> None:
+    def _attempted(self, alike: _Alike, records: list[Record]) -> None:
+        if alike.attempts == 1 and alike.outcome == Outcome.OK._value_:
+            tried = self._tries[alike.upstream, alike.model, "ok", alike.outcome]
+            tried.attempts.value += len(records)
+            tried.duration.observe_all([_attempt_seconds(record, record.attempts[0]) for record in records])
+            self.answered[alike.upstream, alike.model] = records[-1].ended
+            return
+        for record in records:
+            self._tried(record)
+
+    def _tried(self, record: Record) -> None:
+        """Count its attempts, and what one says of the one before it."""
         model = record.model
         before: Attempt | None = None
         for attempt in record.attempts:
@@ -355,53 +286,61 @@ class Recorder:
             meaning = attempt.meaning
             tried = self._tries[upstream, model, result_of(attempt), meaning.outcome._value_]
             tried.attempts.value += 1
-            tried.duration.observe((record.ended if attempt.ended is None else attempt.ended) - attempt.started)
+            tried.duration.observe(_attempt_seconds(record, attempt))
             if attempt.status == 429 or meaning.outcome is Outcome.THROTTLED:
                 self._rate_limited[
                     "upstream", upstream, model, _SCOPES.get(meaning.reason._value_, "unknown")
                 ].value += 1
             if attempt.cooled:
                 self._cooldowns[upstream, meaning.reason._value_].value += 1
+            if attempt.status is not None:
+                self.answered[upstream, model] = record.ended
             if before is not None:
                 reason = before.meaning.reason._value_
                 self._retries[before.upstream, model, reason].value += 1
                 if before.upstream != upstream:
                     self._fallbacks[before.upstream, upstream, reason].value += 1
             before = attempt
-        assert before is not None
-        usage = record.usage
-        pair = record.upstream or before.upstream, model
-        if before.status is not None:
-            self.answered[pair] = record.ended
-        if usage is not None:
-            use = self._uses[pair]
-            use.input.value += usage.input
-            use.output.value += usage.output
-            use.cached.value += usage.cached
-            use.cache_write.value += usage.cache_write
-            use.reasoning.value += usage.reasoning
-            use.inputs.observe(usage.input)
-            use.outputs.observe(usage.output)
-            if record.cost is not None:
-                self._cost[pair].value += record.cost
-            else:
-                self._unpriced[pair].value += 1
-        elif is_answered(record) and record.operation not in TOKENLESS:
-            self._usage_missing[*pair, "no_usage" if record.outcome is Outcome.OK else "aborted"].value += 1
 
-    def _streamed(self, record: Record) -> None:
-        pair = record.upstream, record.model
-        first = record.first_token
-        if first is not None:
-            self._first_token[pair].observe(first - record.arrived)
-            if record.attempts:
-                self._upstream_first_token[pair].observe(first - record.attempts[-1].started)
-            usage = record.usage
-            if usage is not None and usage.output > 1 and record.outcome is Outcome.OK:
-                last = record.ended if record.last_byte is None else record.last_byte
-                self._token_pace[pair].observe((last - first) / (usage.output - 1))
-        if record.chunks > 1:
-            self._gap[pair].observe(record.max_gap_seconds)
+    def _used(self, alike: _Alike, records: list[Record]) -> None:
+        """Tokens and cost; and where they are not known, that they are not."""
+        pair = alike.upstream, alike.model
+        usages = [record.usage for record in records if record.usage is not None]
+        if usages:
+            use = self._uses[pair]
+            inputs, outputs = [usage.input for usage in usages], [usage.output for usage in usages]
+            use.inputs.observe_all(inputs)
+            use.outputs.observe_all(outputs)
+            use.input.value += sum(inputs)
+            use.output.value += sum(outputs)
+            use.cached.value += sum([usage.cached for usage in usages])
+            use.cache_write.value += sum([usage.cache_write for usage in usages])
+            use.reasoning.value += sum([usage.reasoning for usage in usages])
+            costs = [record.cost for record in records if record.cost is not None]
+            if costs:
+                self._cost[pair].value += sum(costs)
+            if len(costs) < len(usages):
+                self._unpriced[pair].value += len(usages) - len(costs)
+        if len(usages) < len(records) and alike.operation not in TOKENLESS:
+            why = "no_usage" if alike.outcome == Outcome.OK._value_ else "aborted"
+            blind = sum(record.usage is None and is_answered(record) for record in records)
+            if blind:
+                self._usage_missing[*pair, why].value += blind
+
+    def _streamed(self, records: list[Record]) -> None:
+        for record in records:
+            pair = record.upstream, record.model
+            first = record.first_token
+            if first is not None:
+                self._first_token[pair].observe(first - record.arrived)
+                if record.attempts:
+                    self._upstream_first_token[pair].observe(first - record.attempts[-1].started)
+                usage = record.usage
+                if usage is not None and usage.output > 1 and record.outcome is Outcome.OK:
+                    last = record.ended if record.last_byte is None else record.last_byte
+                    self._token_pace[pair].observe((last - first) / (usage.output - 1))
+            if record.chunks > 1:
+                self._gap[pair].observe(record.max_gap_seconds)
 
     def _failed(self, record: Record) -> None:
         if record.outcome is Outcome.CANCELLED and record.end_reason != "shutdown":
@@ -427,6 +366,7 @@ class Recorder:
         return _Call(
             counters["requests"][operation, model, stream, code, outcome],
             histograms["request_duration_seconds"][model, stream, outcome],
+            histograms["overhead_seconds"][stream,],
             counters["request_bytes"][operation, "in"],
             counters["request_bytes"][operation, "out"],
             histograms["request_attempts"][model,],
@@ -476,8 +416,7 @@ class Recorder:
 
     def staged(self, stage: str, seconds: float, times: int) -> None:
         """A stage that is measured apart from its calls, of which there were so many."""
-        for _ in range(times):
-            self._stages[stage].observe(seconds)
+        self._stages[stage].observe_all([seconds] * times)
 
     def fold(self) -> None:
         """Sort what the histograms have noted into their buckets; before they are read."""
@@ -500,6 +439,13 @@ class Recorder:
 
     def _overflowed(self, label: str) -> None:
         self._overflow[label,].value += 1
+
+
+_bytes_in, _bytes_out = attrgetter("bytes_in"), attrgetter("bytes_out")
+
+
+def _attempt_seconds(record: Record, attempt: Attempt) -> float:
+    return (record.ended if attempt.ended is None else attempt.ended) - attempt.started
 
 
 def is_answered(record: Record) -> bool:

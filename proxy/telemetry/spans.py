@@ -7,7 +7,7 @@
        +- retry.backoff           INTERNAL  each pause between attempts
        +- stream                  INTERNAL  first byte to last byte of a streamed answer
 
-1. Ids of the root and of the attempts were drawn when they began, so that they could be passed on; they stay.
+1. Ids that were passed on, the root's and those of attempts at upstreams that take part, were drawn before; they stay.
 2. The root stays unset on a 4xx, and on a client that left. A retry that worked leaves the operation unset and the
    attempt that failed in error.
 3. A tree is sent whole or not at all: what the queue cannot hold is dropped here and counted, not in the SDK.

@@ -18,7 +18,6 @@ import math
 import os
 import platform
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import metadata
@@ -31,12 +30,13 @@ from proxy.core.cost import Price
 from proxy.core.outcome import Outcome, Retry
 from proxy.telemetry import catalogue, log, trace
 from proxy.telemetry.audit import Audit
+from proxy.telemetry.children import Key
 from proxy.telemetry.connections import Connections
 from proxy.telemetry.exposition import Exposition
 from proxy.telemetry.levels import BatchLevel, GateLevel, Headroom, Levels, headroom, holds
 from proxy.telemetry.live import Live
 from proxy.telemetry.record import Attempt, LimitChange, Record
-from proxy.telemetry.recorder import Key, Labels, Recorder
+from proxy.telemetry.recorder import Labels, Recorder
 from proxy.telemetry.trace import Tracing
 from proxy.telemetry.writer import Writer
 
@@ -47,7 +47,8 @@ system = logging.getLogger("penstock.limits")
 
 _TRACE_BITS = 128
 _SPAN_BITS = 64
-SETTLE_AT = 32  # calls; half a millisecond of work
+_SPAN_MASK = (1 << _SPAN_BITS) - 1
+SETTLE_AT = 64  # calls; half a millisecond of work
 _CLOSED = catalogue.CIRCUITS[0]
 _AGE_BOUNDS = (10.0, 60.0, 300.0)  # seconds; of catalogue.AGES
 
@@ -90,7 +91,7 @@ class Telemetry:
         self._tracing = tracing or Tracing()
         self._sampled_below = trace.threshold(self._tracing.ratio)
         self._open: dict[int, Record] = {}  # by identity
-        self._ended: deque[Record] = deque()  # not accounted for yet
+        self._ended: list[Record] = []  # not accounted for yet
         self._levels: Callable[[], Levels] = Levels
         self._prices = prices or {}
         self._circuits: dict[str, str] = {}  # those that are not closed, by upstream
@@ -132,6 +133,7 @@ class Telemetry:
     def relabel(self, labels: Labels, prices: Mapping[str, Price] | None = None) -> None:
         """Take a new configuration's names and prices; the numbers of names that stay go on, those of the others
         vanish."""
+        self._account_for_all()  # by the prices and names that those calls had
         self._recorder.relabel(labels)
         self._prices = prices or {}
         self._circuits = {name: state for name, state in self._circuits.items() if name in labels.upstreams}
@@ -213,23 +215,18 @@ class Telemetry:
 
         `traceparent` and `tracestate` are the asker's headers; where the first is not valid, a new trace begins.
         """
-        record = Record(
-            request_id=request_id,
-            operation=operation,
-            method=method,
-            route=route,
-            arrived=self._now(),
-            began=self._wall(),
-        )
-        parent = trace.parse(traceparent)
+        record = Record(request_id, operation, method, route, self._now(), self._wall())
+        parent = None if traceparent is None else trace.parse(traceparent)
         if parent is None:
-            record.trace_id = self._draw_bits(_TRACE_BITS) or 1  # zero is not an id
+            ids = self._draw_bits(_TRACE_BITS + _SPAN_BITS)
+            record.trace_id = ids >> _SPAN_BITS or 1  # zero is not an id
+            record.span_id = ids & _SPAN_MASK or 1
         else:
             record.trace_id = parent.trace_id
             record.parent_span_id = parent.span_id
             record.trace_sampled = parent.sampled
             record.trace_state = trace.state(tracestate)
-        record.span_id = self._draw_span_id()
+            record.span_id = self._draw_span_id()
         return record
 
     def request(self, record: Record) -> OpenRequest:
@@ -246,12 +243,14 @@ class Telemetry:
             model: the model's name as sent to it.
             host, port, url: its address, for the span; a query in it is not told.
         """
-        attempt = Attempt(upstream, model, self._now(), host=host, port=port, url=url, span_id=self._draw_span_id())
+        attempt = Attempt(upstream, model, self._now())
+        attempt.host, attempt.port, attempt.url = host, port, url
         return OpenAttempt(self._now, record, attempt)
 
     def trace_headers(self, record: Record, attempt: Attempt) -> dict[str, str]:
         """What to send upstream with this attempt. Sampled says what is known at this point: a trace that is kept
         because of how the call ends is announced as unsampled."""
+        attempt.span_id = attempt.span_id or self._draw_span_id()
         headers = {"traceparent": trace.header(record.trace_id, attempt.span_id, sampled=self._is_sampled(record))}
         if record.trace_state:
             headers["tracestate"] = record.trace_state
@@ -291,9 +290,6 @@ class Telemetry:
     def _writers(self) -> list[Writer]:
         return [writer for writer in (self._log, self._audit_log) if writer is not None]
 
-    def _enter(self, record: Record) -> None:
-        self._open[id(record)] = record
-
     def _leave(self, record: Record) -> None:
         if self._open.pop(id(record), None) is None:
             return
@@ -309,41 +305,42 @@ class Telemetry:
         self._recorder.fold()
 
     def _account_for_all(self) -> None:
-        ended = self._ended
-        if not ended:
+        if not self._ended:
             return
-        began, count = self._now(), len(ended)
-        lines: list[bytes] = []
-        try:
-            while ended:
-                self._account(ended.popleft(), lines)
-        finally:
-            if self._log is not None:
-                self._log.take(*lines)
-        self._recorder.staged("log", (self._now() - began) / count, count)
-
-    def _account(self, record: Record, lines: list[bytes]) -> None:
-        if record.usage is not None and (price := self._prices.get(record.model)) is not None:
-            record.cost = cost.of(record.usage, price)
-        self._recorder.finish(record)
-        for change in record.limit_changes:
-            self._tell(change)
-        self._live_figures.take(record)
-        if self._spans is not None and self._is_kept(record):
-            self._recorder.exemplify(record)
-            self._spans.take(record)
+        ended, self._ended = self._ended, []
+        began = self._now()
+        self._price(ended)
+        self._recorder.finish(ended)
+        self._live_figures.take(ended)
+        if self._spans is not None:
+            self._keep(self._spans, ended)
+        for record in ended:
+            for change in record.limit_changes:
+                self._tell(change)
+            if record.error_type and _is_denied(record):
+                self.audit.denied(record)
         if self._log is not None:
-            lines.append(log.line_of(record))
-        if record.outcome is Outcome.REJECTED and _is_denied(record):
-            self.audit.denied(record)
+            self._log.take(*map(log.line_of, ended))
+        self._recorder.staged("log", (self._now() - began) / len(ended), len(ended))
 
-    def _is_kept(self, record: Record) -> bool:
-        return (
-            record.error_source in ("gateway", "upstream")
-            or len(record.attempts) > 1
-            or record.seconds >= self._tracing.slow_seconds
-            or self._is_sampled(record)
-        )
+    def _price(self, ended: list[Record]) -> None:
+        for record in ended:
+            if record.usage is not None and (price := self._prices.get(record.model)) is not None:
+                record.cost = cost.of(record.usage, price)
+
+    def _keep(self, spans: Spans, ended: list[Record]) -> None:
+        """Make spans and exemplars of those whose trace is kept."""
+        slow_seconds, below = self._tracing.slow_seconds, self._sampled_below
+        for record in ended:
+            if (
+                record.error_source in ("gateway", "upstream")
+                or len(record.attempts) > 1
+                or record.ended - record.arrived >= slow_seconds
+                or trace.is_below(record.trace_id, below)
+                or (record.trace_sampled and not _is_denied(record))
+            ):
+                self._recorder.exemplify(record)
+                spans.take(record)
 
     def _is_sampled(self, record: Record) -> bool:
         """Whoever was not let in has no say in what is kept."""
@@ -405,6 +402,9 @@ class Telemetry:
                 for gate in gates
                 for priority in catalogue.PRIORITIES
             ],
+            "gate_permit_seconds": [((gate.name,), gate.held_seconds) for gate in gates],
+            "gate_queue_seconds": [((gate.name,), gate.queued_seconds) for gate in gates],
+            "gate_saturated_seconds": [((gate.name,), gate.full_seconds) for gate in gates],
             "gate_queue_limit": [((gate.name,), gate.queue_limit) for gate in gates if gate.queue_limit is not None],
         }
 
@@ -464,8 +464,9 @@ class OpenRequest:
         self._record = record
 
     def __enter__(self) -> Record:
-        self._telemetry._enter(self._record)
-        return self._record
+        record = self._record
+        self._telemetry._open[id(record)] = record
+        return record
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -516,7 +517,7 @@ def _of_batches(level: BatchLevel) -> dict[str, Values]:
 
 
 def _is_denied(record: Record) -> bool:
-    return record.error_type == "auth" and record.error_source == "client"
+    return record.error_type == "auth" and record.error_source == "client" and record.outcome is Outcome.REJECTED
 
 
 def _count(counts: dict[str, int], name: str) -> None:

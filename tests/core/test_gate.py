@@ -111,6 +111,7 @@ class Histories(RuleBasedStateMachine):
         self.lanes = {}  # those who wait alike, in the order in which they must enter
         self.sent = []  # when somebody took from `requests` ...
         self.spent = []  # ... and how much from `tokens`
+        self.areas = {pool.label: [0.0, 0.0, 0.0] for pool in self.pools}  # under in use, waiting and full, over time
 
     # ── what happens ──
 
@@ -184,16 +185,17 @@ class Histories(RuleBasedStateMachine):
         while self.gate.wake_at <= until:
             looks = looks + 1 if self.gate.wake_at <= self.now else 0
             assert looks < 3, "the gate wants to be asked again and again at one instant"
-            self.now = max(self.now, self.gate.wake_at)
+            self.be(max(self.now, self.gate.wake_at))
             with self.event():
                 self.gate.advance(self.now)
-        self.now = until
+        self.be(until)
 
     @rule(pick=st.integers(0, 3), concurrency=st.integers(0, 5), queue_limit=st.integers(0, 8))
     def resize(self, pick, concurrency, queue_limit):
         before = [pool.in_use for pool in self.pools]
         with self.event():
-            self.pools[pick].concurrency, self.gate.queue_limit = concurrency, queue_limit
+            self.pools[pick].resize(concurrency, self.now)
+            self.gate.queue_limit = queue_limit
             self.gate.advance(self.now)
         assert all(pool.in_use >= was for pool, was in zip(self.pools, before, strict=True))  # rule 1
 
@@ -210,6 +212,14 @@ class Histories(RuleBasedStateMachine):
         assert not self.those(State.WAITING, State.HELD, State.PAUSED)
         assert [pool.in_use for pool in self.pools] == [0] * len(self.pools)
         assert (self.gate.waiting, self.gate.wake_at) == (0, math.inf)
+
+    def be(self, then):
+        """Let nothing happen until `then`."""
+        for level in self.gate.levels(self.pools, self.now):
+            is_full = level.concurrency is not None and level.in_use >= level.concurrency
+            for kind, height in enumerate((level.in_use, sum(level.waiting.values()), is_full)):
+                self.areas[level.label][kind] += height * (then - self.now)
+        self.now = then
 
     # ── what must hold ──
 
@@ -279,9 +289,15 @@ class Histories(RuleBasedStateMachine):
             assert pool.in_use == sum(pool in ticket.target.pools for ticket in held)
         assert self.gate.process.in_use == sum(ticket.inside for ticket in self.tickets)
         assert self.gate.waiting == len(self.those(State.WAITING)) == sum(map(len, self.lanes.values()))
-        levels = list(self.gate.levels(self.pools))
+        levels = list(self.gate.levels(self.pools, self.now))
         assert [level.in_use for level in levels] == [pool.in_use for pool in self.pools]
         assert sum(sum(level.waiting.values()) for level in levels) == self.gate.waiting
+
+    @invariant()
+    def what_it_counted_is_what_was_seen(self):
+        for level in self.gate.levels(self.pools, self.now):
+            counted = (level.held_seconds, level.queued_seconds, level.full_seconds)
+            assert counted == pytest.approx(self.areas[level.label], abs=1e-6)
 
     @invariant()
     def a_state_says_what_is_held(self):
@@ -942,7 +958,7 @@ def test_its_levels_tell_who_waits_for_what():
     ask(gate, to)
     ask(gate, to)
     ask(gate, to, priority=Priority.BATCH)
-    levels = {level.label: level for level in gate.levels((gate.process, full, other))}
+    levels = {level.label: level for level in gate.levels((gate.process, full, other), 0.0)}
     assert (levels["full"].concurrency, levels["full"].in_use) == (1, 1)
     assert levels["full"].waiting == {Priority.DEFAULT: 1, Priority.BATCH: 1}
     assert levels["process"].in_use == 1
@@ -955,7 +971,7 @@ def test_pools_of_one_label_are_one_level():
     gate = gate_of(10)
     ask(gate, (To((one,)),))
     ask(gate, (To((two,)),))
-    assert [(level.label, level.in_use) for level in gate.levels((one, two))] == [("both", 2)]
+    assert [(level.label, level.in_use) for level in gate.levels((one, two), 0.0)] == [("both", 2)]
 
 
 def test_a_newcomer_is_not_lifted_to_guesses_for_calls_in_flight():  # rule 7

@@ -161,6 +161,23 @@ async def test_who_finds_none_waits_until_another_leaves():
 
 
 @in_virtual_time
+async def test_what_it_has_counted_grows_by_the_means_of_what_happened():
+    """Two places, three calls of 4 s: two are in while one waits, then that one is, then nobody for 2 s."""
+    house = House(pool=2)
+    (before,) = house.limits.levels([house.pool])
+    began = loop().time()
+    await asyncio.gather(*(house.visit(stay=4.0).task for _ in range(3)))
+    await asyncio.sleep(2.0)
+    (after,) = house.limits.levels([house.pool])
+    seconds = loop().time() - began
+    assert seconds == 10.0
+    assert (after.held_seconds - before.held_seconds) / seconds == pytest.approx(1.2)  # (2 * 4 + 1 * 4) / 10 in use
+    assert (after.queued_seconds - before.queued_seconds) / seconds == pytest.approx(0.4)  # 1 * 4 / 10 waiting
+    assert (after.full_seconds - before.full_seconds) / seconds == pytest.approx(0.4)  # full for 4 of 10
+    await house.is_empty()
+
+
+@in_virtual_time
 async def test_a_queue_that_is_full_refuses_and_says_when_to_come_back():
     house = House(places=1, queue_limit=1)
     house.visit(stay=5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Event, Thread
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+from proxy.core.gate import Gate, Priority, State
+from proxy.core.learner import Size
 from proxy.core.outcome import Outcome, Reason, of_failure
+from proxy.core.pool import Pool
 from proxy.telemetry import GateLevel, Labels, Levels, Pause, Record, Tracing, server_timing
 from proxy.telemetry.catalogue import CODE_OF
 
@@ -259,6 +263,44 @@ def test_levels_are_read_at_the_scrape(telemetry, scrape):
     assert not told.has("gate_limit", gate="process")
     assert not told.has("gate_queue_limit", gate="upstream/openai")
     assert not told.has("gate_limit", gate="never/configured")
+
+
+@dataclass(frozen=True, eq=False)
+class Anywhere:
+    """A target that takes from no pool of its own."""
+
+    pools: tuple[Pool, ...] = ()
+    account: Pool | None = None
+
+
+def test_the_rate_of_what_a_gate_counted_is_the_mean_of_its_history(telemetry, scrape, clock):
+    """Two places, of which one is held throughout, another for half of the time; a third call waits as long."""
+    gate = Gate(Pool("process", "process", 2), queue_limit=10)
+    to = (Anywhere(),)
+
+    def levels():
+        told = gate.levels([gate.process], clock())
+        held = [
+            GateLevel(
+                each.label, 2.0, each.in_use, {}, None, None, each.held_seconds, each.queued_seconds, each.full_seconds
+            )
+            for each in told
+        ]
+        return Levels(gates=held)
+
+    telemetry.levels(levels)
+    before, began = scrape(telemetry), clock()
+    stays = gate.ask(clock(), to, Size(), priority=Priority.DEFAULT)
+    clock.wait(30.0)
+    comes = gate.ask(clock(), to, Size(), priority=Priority.DEFAULT)
+    waits = gate.ask(clock(), to, Size(), priority=Priority.DEFAULT)
+    clock.wait(30.0)
+    after = scrape(telemetry)
+    assert [ticket.state for ticket in (stays, comes, waits)] == [State.HELD, State.HELD, State.WAITING]
+    for family, mean in (("permit", 1.5), ("queue", 0.5), ("saturated", 0.5)):
+        name = f"gate_{family}_seconds_total"
+        grown = after(name, gate="process") - before(name, gate="process")
+        assert grown / (clock() - began) == pytest.approx(mean), family
 
 
 def test_reloads_draining_and_build_are_told(make, scrape, clock):

@@ -45,7 +45,7 @@ class Desk:
     def end(self, record: Record, outcome: Outcome = Outcome.OK, status: int = 200) -> Record:
         del self.open[id(record)]
         record.ended, record.outcome, record.status = self.time, outcome, status
-        self.live.take(record)
+        self.live.take([record])
         return record
 
     def attempt(self, record: Record, seconds: float, meaning: Meaning = OK, status: int = 200) -> Attempt:
