@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == COMPOSE["x-penstock"]["image"]}
+GATEWAYS = [name for name, service in OURS.items() if service.get("command") == ["serve"]]
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -63,11 +64,34 @@ def test_the_gateway_listens_where_the_composition_looks() -> None:
     exposed = re.search(r"(?m)^EXPOSE (.*)$", (ROOT / "Dockerfile").read_text())
     assert exposed is not None
     assert {int(port) for port in exposed[1].split()} == {server.port, server.admin_port}
+    for name in GATEWAYS:
+        assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > server.drain_seconds
+
+
+def test_every_gateway_is_scraped_and_called_and_published_on_ports_of_its_own() -> None:
+    server = config.load(ROOT / "config" / "compose.yaml", {}).server
     scrape = yaml.safe_load((ROOT / "grafana" / "prometheus" / "prometheus.yml").read_text())
-    jobs = [said for job in scrape["scrape_configs"] for said in job["static_configs"]]
-    assert [job["targets"] for job in jobs] == [[f"gateway:{server.admin_port}"]]
-    grace = SERVICES["gateway"]["stop_grace_period"]
-    assert float(grace.removesuffix("s")) > server.drain_seconds
+    (job,) = scrape["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert (found["names"], found["port"]) == (GATEWAYS, server.admin_port)
+    assert job["relabel_configs"] == [{"source_labels": ["__meta_dns_name"], "target_label": "instance"}]
+    called = [service["entrypoint"][-1] for service in OURS.values() if "entrypoint" in service]
+    assert called == [f"http://{name}:{server.port}/v1" for name in GATEWAYS]
+    published = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert len({port.rpartition(":")[0] for port in published}) == len(published)
+
+
+def test_the_second_gateway_is_the_first_ones_like_and_comes_with_its_profile() -> None:
+    first, second = (SERVICES[name] for name in GATEWAYS)
+    own = ("profiles", "ports", "volumes")  # a state belongs to one gateway
+    assert {name: said for name, said in second.items() if name not in own} == {
+        name: said for name, said in first.items() if name not in own
+    }
+    (configured, kept), (same, other) = first["volumes"], second["volumes"]
+    assert (configured, kept.partition(":")[2]) == (same, other.partition(":")[2])
+    assert kept != other
+    cluster = {name for name, service in SERVICES.items() if service.get("profiles") == ["cluster"]}
+    assert cluster == {"second", "second-clients"}
 
 
 @pytest.mark.parametrize("name", SERVICES)

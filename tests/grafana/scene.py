@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
 SCRAPE_SECONDS = 1
 SCRAPES = 12  # that the load lasts for; a rate is over four of them
 TICK_SECONDS = 0.4
-MOST_SECONDS = 40.0  # until all of them have succeeded; it takes 17
+MOST_SECONDS = 120.0  # until all of them have succeeded; it takes 17, more on a machine with other work
 KEYS = {"team-a": "sk-team-a-canary-0001", "team-b": "sk-team-b-canary-0002"}
 PRICE = Price(input=2.5, output=10.0, cached_input=1.25)
 PRIORITIES = ("interactive", "default", "batch")
@@ -206,21 +206,22 @@ def collecting() -> Iterator[set[str]]:
             thread.join()
 
 
-def scrape_config(target: str, directory: Path) -> Path:
-    """The committed configuration with another address, and everything once a second."""
+def scrape_config(targets: list[str], directory: Path) -> Path:
+    """The committed configuration with other addresses, and everything once a second."""
     committed = ROOT / "grafana" / "prometheus" / "prometheus.yml"
     said = yaml.safe_load(committed.read_text())
     every = f"{SCRAPE_SECONDS}s"
     said["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
     said["rule_files"] = [str(committed.parent / files) for files in said["rule_files"]]
     (job,) = said["scrape_configs"]
-    job["static_configs"] = [{"targets": [target]}]
+    del job["dns_sd_configs"], job["relabel_configs"]  # there is no name server here that knows them
+    job["static_configs"] = [{"targets": targets}]
     file = directory / "prometheus.yml"
     file.write_text(yaml.safe_dump(said))
     return file
 
 
-def started(binary: str, target: str, directory: Path) -> tuple[subprocess.Popen[bytes], int]:
+def started(binary: str, targets: list[str], directory: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A Prometheus with the features of docker-compose.yml, on a free port, and that port."""
     composed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["command"]
     features = [option for option in composed if option.startswith("--enable-feature")]
@@ -229,7 +230,7 @@ def started(binary: str, target: str, directory: Path) -> tuple[subprocess.Popen
         process = subprocess.Popen(
             [
                 binary,
-                f"--config.file={scrape_config(target, directory)}",
+                f"--config.file={scrape_config(targets, directory)}",
                 f"--storage.tsdb.path={directory / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
                 *features,
@@ -248,8 +249,9 @@ def free_port() -> int:
 
 async def play(binary: str, directory: Path) -> tuple[subprocess.Popen[bytes], Prometheus]:
     """The whole scene. Returns a Prometheus that has seen it, to be ended by the caller."""
-    async with acting() as house:
-        process, port = started(binary, f"127.0.0.1:{house.gateway.admin_port}", directory)
+    async with acting() as house, serving(settings(at(f"http://127.0.0.1:{free_port()}/v1"))) as idle:
+        targets = [f"127.0.0.1:{each.gateway.admin_port}" for each in (house, idle)]
+        process, port = started(binary, targets, directory)
         began = time.monotonic()
 
         async def enough() -> bool:
@@ -280,4 +282,4 @@ def _scrapes(port: int) -> int:
         found = Prometheus(port, now, now, SCRAPE_SECONDS).get("query", query="sum_over_time(up[1h])")["result"]
     except (ConnectionError, Refused):
         return 0
-    return int(found[0]["value"][1]) if found else 0
+    return min((int(each["value"][1]) for each in found), default=0)

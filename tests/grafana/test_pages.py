@@ -14,14 +14,14 @@ from grafana.pages import overview, shared
 from grafana.panels import MOST, WIDTH
 from proxy.telemetry import catalogue
 from proxy.telemetry.catalogue import PREFIX, Kind
-from tests.docs import tables
+from proxy.telemetry.document import metric_name
 from tests.grafana.asking import Page, targets
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(build.DASHBOARDS.glob("*.json"))
 SCRAPED = {"job", "instance", "le"}  # labels that Prometheus adds, and the bound of a bucket
 CATALOGUE = {  # every name of the catalogue that a query may use -> the labels it has
-    tables.metric_name(family) + suffix: set(family.labels) | SCRAPED
+    metric_name(family) + suffix: set(family.labels) | SCRAPED
     for family in catalogue.FAMILIES
     for suffix in (("_bucket", "_sum", "_count") if family.kind is Kind.HISTOGRAM else ("",))
 }
@@ -58,7 +58,7 @@ def families(page: Page) -> set[str]:
     return {
         family.name
         for family in catalogue.FAMILIES
-        if re.search(rf"\b{tables.metric_name(family)}(?:_bucket|_sum|_count)?\b", text)
+        if re.search(rf"\b{metric_name(family)}(?:_bucket|_sum|_count)?\b", text)
     }
 
 

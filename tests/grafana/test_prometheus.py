@@ -42,6 +42,12 @@ class World:
     prometheus: Prometheus
     traces: set[str]
 
+    @property
+    def busy(self) -> str:
+        """The instance that calls went through; the other had none."""
+        (instance,) = self.prometheus.label_values("label_values(penstock_requests_total, instance)")
+        return instance
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
@@ -62,10 +68,22 @@ def test_every_query_of_a_page_has_an_answer(world: World, file: Path) -> None:
 
 @each_page
 def test_a_page_for_one_gateway_has_all_that_the_page_for_all_has(world: World, file: Path) -> None:
-    (instance,) = world.prometheus.label_values("label_values(penstock_build_info, instance)")
+    instance = world.busy
     assert troubles(read(file), world.prometheus, job="penstock", instance=instance) == {}
     nobody = troubles(read(file), world.prometheus, instance=instance + "0")
     assert nobody.keys() >= {name for name, target in targets(read(file)) if "$instance" in target["expr"]}
+
+
+def test_two_gateways_are_told_apart_by_their_instance(world: World) -> None:
+    both = world.prometheus.label_values("label_values(penstock_build_info, instance)")
+    assert len(both) == 2
+    page = read(GRAFANA / "dashboards" / "process.json")
+    query = dict(targets(page))["CPU A"]["expr"]
+    for instance in both:
+        shown = world.prometheus.series(Variables(page, world.prometheus, instance=instance).resolved(query))
+        assert [each["metric"]["instance"] for each in shown] == [instance]
+    together = world.prometheus.series(Variables(page, world.prometheus).resolved(query))
+    assert sorted(each["metric"]["instance"] for each in together) == sorted(both)
 
 
 @pytest.mark.parametrize(
