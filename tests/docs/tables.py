@@ -1,20 +1,18 @@
-"""The tables of docs/operating.md that say nothing the code does not: its settings and its metric families.
+"""The table of docs/operating.md that says nothing the code does not: its settings.
 
-    .venv/bin/python -m tests.docs.tables      writes them into the page
+    .venv/bin/python -m tests.docs.tables      writes it into the page
 
-Each stands between `<!-- name -->` and `<!-- end -->`. `test_docs` fails where the page says something else.
+It stands between `<!-- settings -->` and `<!-- end -->`. `test_docs` fails where the page says something else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from proxy import config
-from proxy.telemetry import catalogue
-from proxy.telemetry.catalogue import Configured, Family, Kind
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 NAMED = {"upstreams", "pools", "models", "callers"}  # sections whose keys are names that the operator gives
@@ -25,43 +23,11 @@ def settings() -> str:
     return f"| key | default | meaning |\n|---|---|---|\n{rows}"
 
 
-def metrics() -> str:
-    rows = "\n".join(
-        f"| `{metric_name(family)}` | {family.kind.value} | {', '.join(family.labels)} | {family.help} |"
-        for family in catalogue.FAMILIES
-    )
-    return f"| family | type | labels | meaning |\n|---|---|---|---|\n{rows}"
-
-
-def labels() -> str:
-    """The values that labels can have. Where a label has other values in other families, they are named."""
-    users: dict[str, dict[catalogue.Values, list[str]]] = {}
-    for family in catalogue.FAMILIES:
-        for label, values in family.labels.items():
-            if values and family.name != "label_overflow":
-                users.setdefault(label, {}).setdefault(values, []).append(family.name)
-    rows = "\n".join(
-        f"| {label}{' of ' + ', '.join(families) if len(sets) > 1 else ''} | {_told(values)} |"
-        for label, sets in users.items()
-        for values, families in sets.items()
-    )
-    return f"| label | values |\n|---|---|\n{rows}"
-
-
-TABLES: Mapping[str, Callable[[], str]] = {"settings": settings, "metrics": metrics, "labels": labels}
-
-
-def metric_name(family: Family) -> str:
-    """As it stands in the exposition; a histogram's has `_bucket`, `_sum` and `_count` behind it."""
-    return family.full_name + ("_total" if family.kind is Kind.COUNTER else "")
-
-
 def renewed(page: str) -> str:
-    """The page with its tables as the code has them."""
-    for name, table in TABLES.items():
-        between = rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- end -->)"
-        page, found = re.subn(between, lambda _, table=table: f"\n{table()}\n\n", page)
-        assert found == 1, f"the page has {found} tables between <!-- {name} --> and <!-- end -->"
+    """The page with its table as the code has it."""
+    between = r"(?s)(?<=<!-- settings -->\n).*?(?=<!-- end -->)"
+    page, found = re.subn(between, lambda _: f"\n{settings()}\n\n", page)
+    assert found == 1, f"the page has {found} tables between <!-- settings --> and <!-- end -->"
     return page
 
 
@@ -97,12 +63,6 @@ def _default(told: Mapping[str, Any]) -> str:
     elif isinstance(default, float):
         default = f"{default:g}"
     return "" if default is None else f"`{default}`"
-
-
-def _told(values: catalogue.Values) -> str:
-    if isinstance(values, Configured):
-        return f"configured {values.field}, at most {values.cap}; `other`, `none`"
-    return ", ".join(f"`{value}`" for value in values)
 
 
 def _line(text: str) -> str:

@@ -148,7 +148,7 @@ def test_python_examples_compile() -> None:
 # ── what the code knows ──
 
 
-def test_the_tables_of_settings_and_metrics_are_the_codes() -> None:
+def test_the_table_of_settings_is_the_codes() -> None:
     assert tables.renewed(OPERATING) == OPERATING, "run .venv/bin/python -m tests.docs.tables"
 
 
