@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import uvloop
+from aiohttp import TCPConnector
 
 from proxy import app
 from proxy.api import answering
 from proxy.config import Model, Price, Secret, Server, Settings, Upstream
 from proxy.telemetry import Attempt, Record, Telemetry
-from proxy.upstreams.http import HttpTransport
+from proxy.upstreams import http
 
 KEY = "sk-benchmark-0123456789"
 
@@ -53,7 +54,7 @@ class _Bare:
 def silence() -> None:
     """Switch everything off that can be switched off from outside; the product has no such switch."""
     app.Telemetry = Silent  # type: ignore[misc]
-    app.HttpTransport = lambda notes: HttpTransport()  # type: ignore[assignment,misc]
+    http._Connector = lambda *_, **settings: TCPConnector(**settings)  # type: ignore[assignment,misc]
     answering.server_timing = lambda record, now: ""
 
 

@@ -7,8 +7,10 @@ environment would see them; decompressing would change the bytes.
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -31,14 +33,22 @@ KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most serv
 IN_ONE = 1 << 20  # bytes of a body that are sent at once
 
 
+def _to_nobody() -> None:
+    pass
+
+
+# Called when the request that this task makes has its connection: a connector is handed nothing of ours to tell it to.
+_has_connection: ContextVar[Callable[[], None]] = ContextVar("has_connection", default=_to_nobody)
+
+
 class HttpTransport:
     """Connections to all upstreams, each with a pool of its own. Used inside one running loop; `close` when done.
 
     Args:
-        notes: told what becomes of connections; None: nobody is.
+        notes: told what becomes of connections.
     """
 
-    def __init__(self, notes: ConnectionNotes | None = None) -> None:
+    def __init__(self, notes: ConnectionNotes) -> None:
         self._notes = notes
         self._sessions: dict[tuple[str, str, float, int], aiohttp.ClientSession] = {}
 
@@ -77,7 +87,7 @@ class HttpTransport:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells what becomes of its connections.
+    """Tells what becomes of its connections, and bounds how long one may take to stand: name, TCP and TLS together.
 
     A subclass of what the library lets one subclass, because its `TraceConfig` costs each call 22 us, and this 2.
 
@@ -85,9 +95,9 @@ class _Connector(aiohttp.TCPConnector):
         upstream: whose they are. What else it keeps has names with two underscores: those with one are the library's.
     """
 
-    def __init__(self, upstream: str, notes: ConnectionNotes, **settings: Any) -> None:
+    def __init__(self, upstream: str, connect_seconds: float, notes: ConnectionNotes, **settings: Any) -> None:
         super().__init__(**settings)
-        self.upstream, self.__notes = upstream, notes
+        self.upstream, self.__connect_seconds, self.__notes = upstream, connect_seconds, notes
         self.__standing: WeakSet[ResponseHandler] = WeakSet()  # the library's name for a connection
         self.__connecting = self.__active = self.__acquired = self.__opened = 0
 
@@ -105,6 +115,7 @@ class _Connector(aiohttp.TCPConnector):
             self.__notes.waited(self.upstream, monotonic() - began)
         else:
             connection = await super().connect(req, traces, timeout)
+        _has_connection.get()()
         self.__active += 1
         self.__acquired += 1
         connection.add_callback(self.__given_back)
@@ -119,7 +130,8 @@ class _Connector(aiohttp.TCPConnector):
         began = monotonic()
         self.__connecting += 1
         try:
-            line = await super()._create_connection(req, traces, timeout)
+            async with asyncio.timeout(self.__connect_seconds):
+                line = await super()._create_connection(req, traces, timeout)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self.__notes.failed(self.upstream, _obstacle(error))
             raise
@@ -152,15 +164,15 @@ def _obstacle(error: BaseException) -> str:
     return "timeout" if isinstance(error, TimeoutError) else "tcp"
 
 
-def _session(upstream: Upstream, notes: ConnectionNotes | None) -> aiohttp.ClientSession:
+def _session(upstream: Upstream, notes: ConnectionNotes) -> aiohttp.ClientSession:
     settings: dict[str, Any] = {
         "limit": upstream.connections,
         "keepalive_timeout": KEEP_ALIVE_SECONDS,
         "ttl_dns_cache": 60,
     }
     return aiohttp.ClientSession(
-        connector=(aiohttp.TCPConnector(**settings) if notes is None else _Connector(upstream.name, notes, **settings)),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=upstream.connect_seconds),
+        connector=_Connector(upstream.name, upstream.connect_seconds, notes, **settings),
+        timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
@@ -205,11 +217,16 @@ class Exchange:
     async def __aenter__(self) -> Exchange:
         await self._watch.__aenter__()
         try:
-            # Connecting has its own bound within; until it stands, this wait covers both.
+            # Connecting has a bound of its own, in the connector; until then this is one for waiting for a free
+            # connection, and begins anew when there is one.
             self._watch.expect(Reason.FIRST_BYTE, self._upstream.connect_seconds + self._upstream.first_byte_seconds)
-            response = await self._session.request(
-                self._method, self._url, data=self._payload(), headers=self._headers, allow_redirects=False
-            )
+            told = _has_connection.set(self._connected)
+            try:
+                response = await self._session.request(
+                    self._method, self._url, data=self._payload(), headers=self._headers, allow_redirects=False
+                )
+            finally:
+                _has_connection.reset(told)
             self._watch.rest()
         except BaseException as error:
             await self._leave(error)
@@ -218,6 +235,9 @@ class Exchange:
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         return self
+
+    def _connected(self) -> None:
+        self._watch.expect(Reason.FIRST_BYTE, self._upstream.first_byte_seconds)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -324,6 +324,25 @@ async def test_an_upstream_that_never_answers_is_told_apart_by_code(
     assert metrics("requests_total", outcome="failed", code=str(status)) == 1
 
 
+async def test_the_wait_for_the_first_byte_begins_with_the_connection(upstream: Scripted) -> None:
+    """And not before it: a server that takes connections and says nothing is late after `first_byte_seconds`."""
+    upstream.otherwise = [Act.SILENCE]
+    patient = at(upstream.base_url, connect_seconds=60.0, first_byte_seconds=0.1)
+    async with asyncio.timeout(30.0), serving(settings(patient, retry=ONCE)) as house:
+        answered = await house.ask()
+    assert (answered.status, answered.error["code"]) == (504, "upstream_timeout")
+
+
+async def test_a_server_that_never_shakes_hands_is_no_connection(upstream: Scripted) -> None:
+    upstream.otherwise = [Act.SILENCE]
+    tls = at(upstream.base_url.replace("http:", "https:"), connect_seconds=0.1, first_byte_seconds=60.0)
+    async with asyncio.timeout(30.0), serving(settings(tls, retry=ONCE)) as house:
+        answered = await house.ask()
+        metrics = await house.metrics()
+    assert (answered.status, answered.error["code"]) == (502, "upstream_unreachable")
+    assert metrics("upstream_connect_errors_total", reason="timeout") == 1
+
+
 @contextmanager
 def deaf() -> Iterator[int]:
     """A port whose queue of connections is full: who connects hears nothing."""
