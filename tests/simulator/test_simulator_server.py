@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -331,6 +334,27 @@ async def test_a_client_that_leaves_a_stalled_stream_gives_its_place_back() -> N
         async with asyncio.timeout(5):
             while simulator.provider.stats.in_flight:  # noqa: ASYNC110  # the provider is pure: it has no events
                 await asyncio.sleep(0)
+
+
+async def test_a_client_that_leaves_while_it_is_written_to_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Each resets its connection at another moment of its stream; some of them are between two writes of one turn."""
+    profile = replace(profiles.INSTANT, output_tokens=2000, tokens_per_second=2000)
+    async with serving(profile) as simulator:
+
+        async def leave(after: float) -> None:
+            reader, writer = await asyncio.open_connection(simulator.host, simulator.port)
+            writer.write(post("/v1/chat/completions", STREAMED))
+            await reader.readuntil(b"data")
+            await asyncio.sleep(after)
+            hard = struct.pack("ii", 1, 0)  # what close() then sends is a reset
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, hard)
+            writer.transport.abort()
+
+        await asyncio.gather(*(leave(number / 1000) for number in range(60)))
+        async with asyncio.timeout(5):
+            while simulator.provider.stats.in_flight:  # noqa: ASYNC110  # the provider is pure: it has no events
+                await asyncio.sleep(0)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_its_end_waits_for_nobody() -> None:
