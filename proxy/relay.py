@@ -238,7 +238,8 @@ class Relay:
                         attempt.meaning = await self._pass_on(call, reply, sink, record)
                         if record.first_token is not None:
                             admission.sped(record.first_token - sent)
-                    self._budget(upstream.name).succeeded(self._now())
+                    if attempt.meaning is outcome.OK:
+                        self._budget(upstream.name).succeeded(self._now())
                     return None
             except AttemptFailed as error:
                 begun = record.first_byte is not None

@@ -911,6 +911,15 @@ async def test_what_a_broken_stream_had_told_is_kept():
     assert record.outcome is Outcome.TRUNCATED
 
 
+@in_virtual_time
+async def test_a_stream_that_told_an_error_buys_no_retry():
+    broken = streams(EVENTS[0], event({"error": {"message": "out of memory", "code": 500}}), DONE)
+    world = World(draw=0.999, learn=False, a=[*[broken] * 100, refuses(500)], b=[refuses(500)])
+    for _ in range(150):
+        await world.ask(stream=True, attempts=2)
+    assert world.transport.asked.count("b") == 30  # as after no success at all
+
+
 @pytest.mark.parametrize("ending", [(DONE,), (), (1.0,)], ids=["with a mark", "without a mark", "silent first"])
 @in_virtual_time
 async def test_an_error_told_in_the_stream_is_passed_on_unchanged_and_recorded(ending):

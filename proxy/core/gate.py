@@ -305,6 +305,11 @@ class Gate:
             level.full_seconds += pool.full_seconds(now)
         return levels.values()
 
+    def before(self, ticket: Ticket, now: float) -> Level | None:
+        """The level that `ticket` waits for; of the pools that its own targets take from."""
+        pools = (self.process, *(pool for target in ticket.targets for pool in target.pools))
+        return next(iter(self.levels({pool for pool in pools if pool.label == ticket.waited_for}, now)), None)
+
     def __repr__(self) -> str:
         return f"<Gate {self.process.in_use}/{self.process.concurrency} in flight, {self.waiting} waiting>"
 

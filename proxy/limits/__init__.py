@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
-from proxy.core.gate import Priority, Target
+from proxy.core.gate import Level, Priority, Target
 from proxy.core.learner import Size
 from proxy.core.outcome import Meaning
 from proxy.core.usage import Usage
@@ -32,6 +32,7 @@ class Notes(Protocol):
         result: str = "",
         source: str = "",
         reason: str = "",
+        stood: Level | None = None,
     ) -> None:
         """A stretch of waiting is over.
 
@@ -41,6 +42,7 @@ class Notes(Protocol):
             result: admitted, timeout or cancelled.
             source: of a backoff: retry_after, computed, or limit where the pool's hold paced it.
             reason: of a backoff: why the attempt before it failed.
+            stood: the gate as it was when the wait began.
         """
 
     def limit_changed(self, at: float, gate: str, limit: str, before: float | None, after: float, cause: str) -> None:

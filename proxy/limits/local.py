@@ -244,7 +244,7 @@ class LocalAdmission(Generic[AnyTarget]):
         if limits._closed:
             raise _draining()
         loop = asyncio.get_running_loop()
-        started, result = limits._now(), "cancelled"
+        started, result, stood = limits._now(), "cancelled", limits._gate.before(ticket, limits._now())
         sleeper = limits._sleepers[ticket] = loop.create_future()
         late = loop.call_later(max(0.0, self._deadline - started), _let_go, sleeper)
         try:
@@ -255,7 +255,14 @@ class LocalAdmission(Generic[AnyTarget]):
             del limits._sleepers[ticket]
             self._sent = limits._now()
             self._notes.waited(
-                kind, started, self._sent, gate=ticket.waited_for, result=result, source=source, reason=reason
+                kind,
+                started,
+                self._sent,
+                gate=ticket.waited_for,
+                result=result,
+                source=source,
+                reason=reason,
+                stood=stood,
             )
         if ticket.state is not State.HELD:
             raise self._turned_away(ticket)

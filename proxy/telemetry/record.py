@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from proxy.core.gate import Level
 from proxy.core.outcome import CANCELLED, Meaning, Outcome
 from proxy.core.usage import Usage
 
@@ -135,9 +136,13 @@ class Record:
         result: str = "",
         source: str = "",
         reason: str = "",
+        stood: Level | None = None,
     ) -> None:
         """A stretch of waiting is over."""
-        self.pauses.append(Pause(kind, started, ended, gate, result, source, reason))
+        pause = Pause(kind, started, ended, gate, result, source, reason)
+        if stood is not None:
+            pause.limit, pause.in_use, pause.queue_depth = stood.concurrency, stood.in_use, sum(stood.waiting.values())
+        self.pauses.append(pause)
         if kind == "backoff":
             self.backoff_seconds += ended - started
         else:

@@ -36,8 +36,10 @@ class Notes:
         self.waits = []
         self.admissions = []
         self.moved = []
+        self.stood = []
 
-    def waited(self, kind, started, ended, *, gate="", result="", source="", reason=""):
+    def waited(self, kind, started, ended, *, gate="", result="", source="", reason="", stood=None):
+        self.stood.append(stood)
         self.waits.append((kind, gate, result, ended - started, source, reason))
 
     def limit_changed(self, at, gate, limit, before, after, cause):
@@ -157,6 +159,8 @@ async def test_who_finds_none_waits_until_another_leaves():
     assert second.entered == [5.0]
     assert second.notes.admissions == [("queued", "pool")]
     assert second.notes.waits == [("queue", "pool", "admitted", pytest.approx(5.0), "", "")]
+    (stood,) = second.notes.stood
+    assert (stood.label, stood.concurrency, stood.in_use, stood.waiting) == ("pool", 1, 1, {Priority.DEFAULT: 1})
     await house.is_empty()
 
 

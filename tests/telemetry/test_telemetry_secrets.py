@@ -153,7 +153,7 @@ async def test_no_key_and_no_prompt_is_found_in_anything_that_is_told(tmp_path, 
         upstreams = {
             "up": upstream(provider.base_url, propagate_trace=True),
             "echo": upstream(echoing),
-            "slow": upstream(slow.base_url, connect_seconds=0.1, first_byte_seconds=0.1),
+            "slow": upstream(slow.base_url, connect_seconds=0.1, first_byte_seconds=0.3),
             "nobody": upstream("http://127.0.0.1:1/v1"),
         }
         sections = {

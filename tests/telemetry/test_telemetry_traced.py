@@ -252,8 +252,10 @@ async def test_a_call_that_waited_for_its_place(collector, attributes_of, tmp_pa
         await asyncio.gather(gateway.ask(), gateway.ask(headers=gateway.headers(x_penstock_priority="batch")))
         await gateway.ended()
     (wait,) = collector.named("gate.wait")
-    assert attributes_of(wait)["penstock.gate.result"] == "admitted"
-    assert attributes_of(wait)["penstock.gate.name"] == "process"
+    told = attributes_of(wait)
+    assert (told["penstock.gate.name"], told["penstock.gate.result"]) == ("process", "admitted")
+    assert (told["penstock.gate.limit"], told["penstock.gate.in_use"], told["penstock.gate.queue_depth"]) == (1, 1, 1)
+    assert told["penstock.gate.priority"] in ("batch", "default")
     assert 0.05 < (wait.end_time_unix_nano - wait.start_time_unix_nano) / 1e9 < 5
 
 
