@@ -41,6 +41,7 @@ from proxy.upstreams.http import HttpTransport
 log = logging.getLogger("penstock")
 
 GATES_SHOWN = 60  # on the live page; behind a wildcard there may be a thousand, and nobody reads them
+BATCHES_SHOWN = 20  # on the live page, the oldest
 NAME_SHOWN = 128  # characters of a pool's name; behind a wildcard it ends with what a client wrote
 PULSE_SECONDS = 0.1  # between two looks at how late the event loop is
 CUT_SECONDS = 2.0  # for those that are cut off to be told so; one that does not read is not waited for
@@ -223,6 +224,7 @@ class Gateway:
         }
         shown = _busiest(pools, levels)
         told = report(shown, levels, self._relay.breakers, now)
+        batches, besides = self._batches.report(BATCHES_SHOWN)
         return self.telemetry.live.snapshot(self.plan.upstreams) | {
             "version": self.telemetry.version,
             "draining": self._edge.draining,
@@ -230,6 +232,8 @@ class Gateway:
             "gates": [gate | {"pool": gate["pool"][:NAME_SHOWN]} for gate in told["limits"]],
             "gates_left_out": len(pools) - len(shown),
             "circuits": told["upstreams"],
+            "batches": [batch | {"model": str(batch["model"])[:NAME_SHOWN]} for batch in batches],
+            "batches_left_out": besides,
         }
 
     def _audited(self, controls: web.Application) -> web.Application:

@@ -359,6 +359,7 @@ def _ask(url: str, key: str | None) -> Any:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
             return json.load(answer)
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         _fail(f"{url} answered {error.code}" + ("; give its server.admin_key with --key" if error.code == 401 else ""))
     except (OSError, ValueError) as error:
         _fail(f"no gateway at {url} ({error}); is it running, and is --admin right?")

@@ -88,6 +88,7 @@ def snapshots(admin: str, key: str | None) -> Iterator[Snapshot]:
                 elif not line.strip():
                     event = b""
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         if error.code == 401:
             raise NotAllowed from None
         raise Unreachable(f"{url} answered {error.code}") from None
@@ -210,6 +211,8 @@ def screen(
     parts: list[RenderableType] = [_head(said, stale), _vitals(said, wide), _gates(said, wide), _upstreams(said, wide)]
     if said["errors"]:
         parts.append(_errors(said))
+    if said["batches"]:
+        parts.append(_batches(said, wide))
     above = Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
     if height is not None:
         calls = min(calls, height - len(console.render_lines(above, pad=False)) - HEAD_LINES)
@@ -314,6 +317,27 @@ def _errors(said: Snapshot) -> Table:
     for error in said["errors"]:
         kind = error["type"].replace("_", " ")
         table.add_row(kind, error["source"], _few(error["minute"]), _count(error["five_minutes"]))
+    return table
+
+
+def _batches(said: Snapshot, wide: bool) -> Table:
+    """Those that have not ended, oldest first."""
+    numbers = ("items ended", "under way", *(("age", "expires in") if wide else ()))
+    table = _table("batch", "model", *(("caller",) if wide else ()), "state", "waits for", numbers=numbers)
+    for batch in said["batches"]:
+        times = (_long(batch["age_seconds"]), _long(batch["expires_seconds"]))
+        table.add_row(
+            _name(batch["id"]),
+            _name(batch["model"] or _NONE),
+            *((_name(batch["owner"] or _NONE),) if wide else ()),
+            _name(batch["status"].replace("_", " ")),
+            Text(batch["waits_for"].replace("_", " ") or _NONE, "bold yellow" if batch["waits_for"] else "dim"),
+            f"{_count(batch['items'] - batch['left'])}/{_count(batch['items'])}",
+            _few(batch["running"]),
+            *(times if wide else ()),
+        )
+    if besides := said["batches_left_out"]:
+        table.add_row(Text(f"and {_count(besides)} more", "dim"))
     return table
 
 

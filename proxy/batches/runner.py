@@ -128,6 +128,31 @@ class Runner:
         jobs = {status.value: sum(life.batch.status is status for life in lives) for status in rules.OPEN}
         return BatchLevel(jobs, sum(life.left for life in lives), min(waiting, default=None))
 
+    def report(self, most: int) -> list[dict[str, object]]:
+        """The `most` oldest of the open batches, as JSON values."""
+        oldest = sorted(self._lives.values(), key=lambda life: life.batch.created_at)[:most]
+        return [self._told(life) for life in oldest]
+
+    def _told(self, life: Life) -> dict[str, object]:
+        batch, pause = life.batch, self.pause(life.batch)
+        return {
+            "id": batch.id,
+            "owner": batch.owner,
+            "model": batch.model,
+            "status": batch.status.value,
+            "items": batch.total,
+            "left": life.left,
+            "running": len(life.runs),
+            "age_seconds": max(0.0, self.wall() - batch.created_at),
+            "expires_seconds": max(0.0, batch.expires_at - self.wall()),
+            "waits_for": "" if pause is None else pause.reason,
+        }
+
+    @property
+    def open(self) -> int:
+        """How many batches have not ended."""
+        return len(self._lives)
+
     async def drain(self, seconds: float) -> bool:
         """Claim nothing more and give back what waits; whether all that was sent has ended within `seconds`."""
         for life in self._lives.values():

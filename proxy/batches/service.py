@@ -104,6 +104,13 @@ class Batches:
     def level(self) -> BatchLevel:
         return BatchLevel() if self._state is None else self._state.runner.level()
 
+    def report(self, most: int) -> tuple[list[dict[str, object]], int]:
+        """The `most` oldest of the open batches, as JSON values, and how many there are besides."""
+        if self._state is None:
+            return [], 0
+        told = self._state.runner.report(most)
+        return told, self._state.runner.open - len(told)
+
     async def _opened(self) -> _State:
         if self._state is not None:
             return self._state

@@ -29,9 +29,10 @@ from typing import Any
 
 import aiohttp
 import yaml
+from openai import AsyncOpenAI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from proxy.config import Gate, Limits, Model, Price, Retry, Secret, Settings
+from proxy.config import Gate, Limits, Model, Price, Retry, Secret, Settings, State
 from proxy.simulator import ALWAYS, Simulator, profiles
 from proxy.simulator import serving as simulating
 from tests.e2e.running import CHAT, House, at, serving, settings
@@ -94,8 +95,11 @@ class Load:
         self._turn = 0
 
     async def run(self, enough: Callable[[], Awaitable[bool]]) -> None:
-        """A mix each tick until it is enough; calls that are left then are not waited for."""
+        """Two batches, one of which is not over soon, and a mix each tick until it is enough; calls that are left then
+        are not waited for."""
         calls: set[asyncio.Task[None]] = set()
+        await self.batch("priced", 5)
+        await self.batch("few", 500)
         try:
             while not await enough():
                 for call in self._mix():
@@ -129,6 +133,15 @@ class Load:
         }
         return said if patience is None else said | {"x-request-timeout": str(patience)}
 
+    async def batch(self, model: str, items: int) -> None:
+        """Submit a batch of so many items; nobody waits for it."""
+        said = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
+        lines = [{"custom_id": str(number), "method": "POST", "url": CHAT, "body": said} for number in range(items)]
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        async with AsyncOpenAI(base_url=f"{self._house.origin}/v1", api_key=KEYS["team-a"]) as client:
+            file = await client.files.create(file=("in.jsonl", content), purpose="batch")
+            await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+
     async def ask(
         self, model: str, *, stream: bool = False, max_tokens: int = 20, patience: float | None = None
     ) -> None:
@@ -149,7 +162,7 @@ class Load:
 
 
 @asynccontextmanager
-async def acting() -> AsyncIterator[House]:
+async def acting(state: Path) -> AsyncIterator[House]:
     """The gateway and all its providers."""
     refuse = refusal(
         429, "rate_limit_exceeded", "requests", "Rate limit reached on requests per min", retry_after_ms="300"
@@ -162,7 +175,8 @@ async def acting() -> AsyncIterator[House]:
         scripted() as strict,
     ):
         strict.otherwise = refuse
-        async with serving(configured(main, flaky, broke, local, strict.base_url)) as house:
+        said = configured(main, flaky, broke, local, strict.base_url)
+        async with serving(said.model_copy(update={"state": State(path=str(state))})) as house:
             yield house
 
 
@@ -249,7 +263,10 @@ def free_port() -> int:
 
 async def play(binary: str, directory: Path) -> tuple[subprocess.Popen[bytes], Prometheus]:
     """The whole scene. Returns a Prometheus that has seen it, to be ended by the caller."""
-    async with acting() as house, serving(settings(at(f"http://127.0.0.1:{free_port()}/v1"))) as idle:
+    async with (
+        acting(directory / "state") as house,
+        serving(settings(at(f"http://127.0.0.1:{free_port()}/v1"))) as idle,
+    ):
         targets = [f"127.0.0.1:{each.gateway.admin_port}" for each in (house, idle)]
         process, port = started(binary, targets, directory)
         began = time.monotonic()

@@ -95,6 +95,13 @@ async def tab(port: int, *, key: str = "") -> AsyncIterator[Tab]:
         yield Tab(answer)
 
 
+async def snapshot_of(house: House) -> Any:
+    """One that is made now: the first that a tab is given may be what the last one saw."""
+    async with tab(house.gateway.admin_port) as reader:
+        await reader.snapshot()
+        return await reader.snapshot()
+
+
 MIXED_KEYS = {
     "team-search": "key-of-team-search-1",
     "batch-jobs": "key-of-batch-jobs-12",

@@ -16,7 +16,7 @@ from proxy.api import ui
 from proxy.config import Limits, Secret, Server
 from tests.e2e.running import House
 from tests.ui.browser import Page, opened
-from tests.ui.house import LIVELY, gateway, load, mixed, serving_feed, tab
+from tests.ui.house import LIVELY, gateway, load, mixed, serving_feed, snapshot_of
 
 KEY = "admin-key-0123456789"
 LIVE = "document.querySelector('#state')?.dataset.state === 'live'"
@@ -66,11 +66,6 @@ async def looking(browser: str, house: House) -> AsyncIterator[Page]:
 async def inject(page: Page, said: Mapping[str, Any]) -> None:
     """Show a snapshot as if it had come from the gateway."""
     await page.run(f"import('/ui/page.js').then((page) => page.show({json.dumps(said)}))")
-
-
-async def snapshot_of(house: House) -> Any:
-    async with tab(house.gateway.admin_port) as reader:
-        return await reader.snapshot()
 
 
 def figure(text: str) -> float:
@@ -146,6 +141,46 @@ async def test_a_name_that_is_markup_is_shown_as_it_is_written(browser: str) -> 
         assert name in await page.text("#gates tbody")
         assert await page.run("document.images.length") == 0
         assert await page.run("document.title") == "Penstock"
+
+
+async def test_batches_have_a_place_while_there_are_any(browser: str) -> None:
+    told = {
+        "id": "batch_0123456789abcdef0123456789abcdef",
+        "owner": "team-a",
+        "model": "gpt-4o-mini",
+        "status": "in_progress",
+        "items": 50_000,
+        "left": 12_500,
+        "running": 32,
+        "age_seconds": 4000.0,
+        "expires_seconds": 82_400.0,
+        "waits_for": "money",
+    }
+    async with gateway() as house, looking(browser, house) as page:
+        assert await page.run("document.querySelector('#batches').hidden")
+        said = await snapshot_of(house) | {"batches": [told], "batches_left_out": 3}
+        for width in (400, 1600):
+            await page.resize(width)
+            # Within one turn of the page, before the gateway's next snapshot, which knows of no batch.
+            hidden, row, besides, beyond = await page.run(f"""import('/ui/page.js').then((page) => {{
+              page.show({json.dumps(said)});
+              const text = (selector) => document.querySelector(selector).textContent;
+              return [document.querySelector('#batches').hidden, text('#batches tbody tr'), text('#batches-besides'),
+                {OVERFLOW}];
+            }})""")
+            assert (hidden, besides, beyond) == (False, "and 3 more", 0)
+            for said_of_it in (
+                told["id"],
+                "gpt-4o-mini",
+                "team-a",
+                "in progress",
+                "37,500 / 50,000",
+                "money",
+                "67 min",
+                "23 h",
+            ):
+                assert str(said_of_it) in row
+        await page.until("document.querySelector('#batches').hidden")
 
 
 async def test_a_hold_counts_down_between_snapshots(browser: str) -> None:

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +26,9 @@ from typer.testing import CliRunner
 
 from proxy import top
 from proxy.cli import cli
-from proxy.config import Limits, Secret, Server
-from tests.ui.house import LIVELY, QUICK, gateway, load, tab
+from proxy.config import Limits, Secret, Server, State
+from tests.e2e.running import ASK, CHAT, until
+from tests.ui.house import LIVELY, QUICK, gateway, load, snapshot_of, tab
 
 KEY = "admin-key-0123456789"
 COMMAND = (sys.executable, "-m", "proxy", "top")
@@ -127,6 +131,46 @@ def test_a_hold_and_a_shut_circuit_and_draining_are_told(said: Any) -> None:
     assert "12.3 s" in text
     assert "shut: money, 42 s" in text
     assert "draining" in text
+
+
+async def test_a_gateway_that_refuses_is_not_left_with_a_connection() -> None:
+    async with gateway(server=Server(port=0, admin_port=0, admin_key=Secret(KEY))) as house:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            await asyncio.to_thread(_refused, house.admin)
+
+
+def _refused(admin: str) -> None:
+    with pytest.raises(top.NotAllowed) as told:
+        next(iter(top.snapshots(admin, None)))
+    context = told.value.__context__
+    assert isinstance(context, urllib.error.HTTPError)
+    assert context.closed
+
+
+async def test_open_batches_are_listed_with_what_is_left_of_them(tmp_path: Path) -> None:
+    line = {"custom_id": "one", "method": "POST", "url": CHAT, "body": ASK}
+    slow = replace(QUICK, first_token_seconds=3600.0)
+    async with gateway(slow, state=State(path=str(tmp_path))) as house, house.sdk() as client:
+        before = await snapshot_of(house)
+        assert (before["batches"], before["batches_left_out"]) == ([], 0)
+        assert "in_progress" not in drawn(before)
+        content = b"".join(json.dumps(line | {"custom_id": str(number)}).encode() + b"\n" for number in range(3))
+        file = await client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = await client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        await until(lambda: house.gateway._batches.report(1)[0][0]["running"] == 3)
+        after = await snapshot_of(house)
+    (told,) = after["batches"]
+    assert (told["id"], told["status"], told["items"], told["left"]) == (batch.id, "in_progress", 3, 3)
+    assert (told["owner"], told["model"], told["waits_for"]) == ("", ASK["model"], "")
+    assert told["expires_seconds"] == pytest.approx(86_400, abs=60)
+    for width in (80, 200):
+        row = next(row for row in drawn(after, width=width).splitlines() if row.startswith("batch_"))
+        assert "in progress" in row
+        assert "0/3" in row
+    many = after | {"batches_left_out": 4, "batches": [told | {"waits_for": "money"}]}
+    assert "and 4 more" in drawn(many)
+    assert "money" in drawn(many)
 
 
 def test_figures_that_are_old_are_called_so(said: Any) -> None:

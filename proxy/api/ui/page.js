@@ -224,6 +224,31 @@ const errors = new Table(byId("errors").querySelector("table"), {
   ],
 });
 
+const done = (row) => row.items - row.left;
+
+const batches = new Table(byId("batches").querySelector("table"), {
+  label: "batches-title",
+  key: (row) => row.id,
+  empty: "None is open.",
+  columns: [
+    plain("Batch", (row) => row.id, (row) => row.id, { class: "text name", rising: true, head: true }),
+    plain("Model", (row) => row.model || NONE, (row) => row.model, { class: "text", rising: true }),
+    plain("Caller", (row) => row.owner || NONE, (row) => row.owner, { class: "text far", rising: true }),
+    plain("State", (row) => row.status.replaceAll("_", " "), (row) => row.status, { class: "text mid", rising: true }),
+    level("Items ended", (row) => [`${count(done(row))} / ${count(row.items)}`, row.items ? done(row) / row.items : null], done, { class: "level" }),
+    plain("Under way", (row) => few(row.running), (row) => row.running, { class: "number mid" }),
+    plain("Waits for", (row) => row.waits_for.replaceAll("_", " ") || NONE, (row) => row.waits_for, { class: "text", rising: true }),
+    plain("Age", (row) => brief(row.age_seconds), (row) => row.age_seconds, { class: "number mid" }),
+    plain("Expires in", (row) => brief(row.expires_seconds), (row) => row.expires_seconds, { class: "number far", rising: true }),
+  ],
+});
+
+function showBatches({ batches: open, batches_left_out: besides }) {
+  byId("batches").hidden = !open.length;
+  batches.show(open);
+  write(byId("batches-besides"), besides ? `and ${count(besides)} more` : "");
+}
+
 const calls = new Calls(byId("calls"));
 
 // ── a snapshot ──
@@ -245,6 +270,7 @@ function render() {
   const circuits = new Map(said.circuits.map((each) => [each.upstream, each]));
   upstreams.show(Object.entries(said.upstreams).map(([name, told]) => ({ name, ...told, circuit: circuits.get(name) ?? CLOSED })));
   errors.show(said.errors);
+  showBatches(said);
   calls.show(said.calls);
   const { totals } = said;
   const facts = [`${count(totals.calls)} calls`, `${large(totals.input_tokens + totals.output_tokens)} tokens`];
