@@ -156,9 +156,11 @@ class Items:
         if isinstance(error, QueueFull | QueueTimeout | Draining):
             return Ended(End.AGAIN, retry_after=error.retry_after)
         if isinstance(error, UpstreamShut):
-            if error.retry_after is None:  # it turns a share of the calls away; another may get through
-                return Ended(End.AGAIN)
-            return self._pause(self._relay.breakers[record.upstream].reason.value, str(error), error.retry_after)
+            # Where it only fails, a share of the calls is turned away, and what is turned away counts: asked by the
+            # second, it would never be found well again.
+            reason = self._relay.breakers[record.upstream].reason
+            word = "failing" if reason is Reason.NONE else reason.value
+            return self._pause(word, str(error), error.retry_after)
         if isinstance(error, UpstreamUnreachable):
             return self._pause(Reason.CONNECT.value, str(error), None)
         if isinstance(error, ModelNotFound):  # a reload took it away, and another may give it back

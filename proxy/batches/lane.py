@@ -22,7 +22,7 @@ BREATH_SECONDS = 1.0  # after a refusal at the gate
 class Pause:
     """
     Attributes:
-        reason: money, auth, connect, unnamed or model_not_found.
+        reason: money, auth, connect, failing, unnamed or model_not_found.
         since: seconds since the epoch.
     """
 

@@ -20,6 +20,7 @@ from proxy.api import files
 from proxy.batches import runner, sqlite
 from proxy.config import Gate, State
 from proxy.core import batch as rules
+from proxy.core import breaker
 from proxy.simulator import ALWAYS
 from proxy.simulator import serving as simulating
 from tests.e2e.running import CHAT, at, serving, settings, until
@@ -224,6 +225,7 @@ async def test_an_upstream_that_is_not_there_pauses_the_batch_until_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.batches.lane.PAUSE_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(breaker, "FEW", 10_000)  # else these hurried probes would themselves keep it limited
     async with simulating(FOUR_TOKENS) as simulator:
         port = simulator.port
     said = settings(at(f"http://127.0.0.1:{port}/v1"), state=State(path=str(tmp_path)))
