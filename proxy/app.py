@@ -13,6 +13,7 @@ import logging
 import random
 import resource
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,12 +22,13 @@ from types import TracebackType
 
 from aiohttp import web
 
+from proxy import config
 from proxy.api import admin, anthropic, batches, files, jobs, openai, passthrough, realtime
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
 from proxy.batches import Batches
-from proxy.config import ConfigError, Settings
+from proxy.config import ConfigError, Problem, Settings, tls
 from proxy.core.concurrency import LEAST
 from proxy.core.gate import Gate, Level, Priority
 from proxy.core.pool import Pool
@@ -114,6 +116,7 @@ class Gateway:
         }
         self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, now)
         self._runners: list[web.BaseRunner] = []
+        self._tls: ssl.SSLContext | None = None
         self.port = 0
         self.admin_port = 0
 
@@ -133,7 +136,10 @@ class Gateway:
                 server.admin_port,
             )
             # `drain` and `cut` wait for calls in flight; what is left after them ends at once. 0 would mean: never.
-            self.port = await self._listen(web.ServerRunner(edge, shutdown_timeout=0.01), server.host, server.port)
+            self._tls = await asyncio.to_thread(_tls, server)
+            self.port = await self._listen(
+                web.ServerRunner(edge, shutdown_timeout=0.01), server.host, server.port, self._tls
+            )
         except BaseException:
             await self._close()
             raise
@@ -173,6 +179,7 @@ class Gateway:
         async with self._reloading:
             try:
                 settings = await asyncio.to_thread(self._load)
+                await asyncio.to_thread(self._renew_certificate, settings.server)
             except ConfigError as error:
                 self.telemetry.reloaded(False)
                 self.telemetry.audit.refused(len(error.problems))
@@ -187,22 +194,29 @@ class Gateway:
             notes = [
                 f"{section} takes effect at the next start"
                 for section in ("server", "state", "telemetry")
-                if getattr(old.settings, section) != getattr(settings, section)
+                if _fixed(getattr(old.settings, section)) != _fixed(getattr(settings, section))
             ]
             log.info("reloaded: %d models, %d upstreams", len(settings.models), len(settings.upstreams))
             for note in notes:
                 log.warning(note)
             return notes
 
+    def _renew_certificate(self, server: config.Server) -> None:
+        if self._tls is not None and server.tls is not None:
+            try:
+                tls.renew(self._tls, server.tls.cert_file, server.tls.key_file)
+            except tls.BadFile as error:  # changed since the configuration was checked
+                raise ConfigError([Problem("server.tls", None, "server.tls", str(error))]) from None
+
     def _set_gate(self, settings: Settings) -> None:
         gate = settings.gate
         overload = frozenset(Priority[name.upper()] for name in gate.overload)
         self.limits.configure(gate.concurrency, gate.queue_limit, gate.weights, overload)
 
-    async def _listen(self, runner: web.BaseRunner, host: str, port: int) -> int:
+    async def _listen(self, runner: web.BaseRunner, host: str, port: int, context: ssl.SSLContext | None = None) -> int:
         self._runners.append(runner)
         await runner.setup()
-        site = web.TCPSite(runner, host, port, backlog=BACKLOG)
+        site = web.TCPSite(runner, host, port, ssl_context=context, backlog=BACKLOG)
         await site.start()
         return int(runner.addresses[0][1])
 
@@ -298,6 +312,18 @@ class Gateway:
             await runner.cleanup()
         await self._transport.close()
         await asyncio.to_thread(self.telemetry.close, FLUSH_SECONDS)
+
+
+def _tls(server: config.Server) -> ssl.SSLContext | None:
+    said = server.tls
+    return None if said is None else tls.for_clients(said.cert_file, said.key_file, said.client_ca_file)
+
+
+def _fixed(section: object) -> object:
+    """What only a restart changes; of a certificate no more than whether there is one, and whether clients have one."""
+    if not isinstance(section, config.Server):
+        return section
+    return section.model_copy(update={"tls": section.tls and (section.tls.client_ca_file or True)})
 
 
 def _labels(plan: Plan) -> Labels:

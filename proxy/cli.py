@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import shlex
 import sys
 import urllib.error
@@ -87,7 +88,10 @@ def serve(
     def ready(gateway: gateway_app.Gateway) -> None:
         server = gateway.plan.settings.server
         err.print(f"[bold]penstock[/bold] {metadata.version('penstock')} is up")
-        err.print(f"  clients   base_url = {_url(server.host, gateway.port)}/v1", soft_wrap=True)
+        err.print(
+            f"  clients   base_url = {_url(server.host, gateway.port, secure=server.tls is not None)}/v1",
+            soft_wrap=True,
+        )
         err.print(f"  admin     {_url(server.admin_host, gateway.admin_port)}  (/ui /metrics /healthz /readyz)")
         err.print(f"  models    {', '.join(gateway.plan.settings.models) or 'none'}", soft_wrap=True)
 
@@ -108,6 +112,23 @@ def check(
     settings = _checked(lambda: config.load(file, os.environ))
     typer.echo(f"{file or 'environment'}: ok, {len(settings.models)} models on {len(settings.upstreams)} upstreams")
     typer.echo(f"state: {settings.state.path or 'kept nowhere; set state.path for files and batches'}")
+
+
+keys = typer.Typer(help="Keys of callers.", no_args_is_help=True)
+cli.add_typer(keys, name="key")
+
+
+@keys.callback()
+def _keys() -> None:
+    pass
+
+
+@keys.command()
+def new() -> None:
+    """Make a key for a caller: the key is shown this once, and its hash is what the configuration needs."""
+    key = f"sk-penstock-{secrets.token_urlsafe(32)}"
+    typer.echo(f"key      {key}")
+    typer.echo(f"callers  NAME: {config.hashed(key)}")
 
 
 @cli.command()
@@ -414,8 +435,9 @@ def _log(debug: bool) -> None:
     logging.getLogger("penstock").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int, *, secure: bool = False) -> str:
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _fail(message: str, *, code: int = 1) -> NoReturn:

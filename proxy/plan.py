@@ -7,17 +7,18 @@ with.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
 from proxy import config
 from proxy.config import PASSTHROUGH, Secret, Settings
+from proxy.config.secret import digest, digest_of
 from proxy.core import cost
 from proxy.core.concurrency import Gradient
 from proxy.core.cost import Price
@@ -154,7 +155,7 @@ class Plan:
         self.settings = settings
         self.upstreams = {name: _upstream(name, said) for name, said in settings.upstreams.items()}
         self._pools = pools
-        self._callers = {_digest(key.reveal()): alias for alias, key in settings.callers.items()}
+        self._callers = {digest_of(key): alias for alias, key in settings.callers.items()}
         self._shared = _shared(settings, pools)
         accounts = [
             f"{upstream}/{said.upstream_model or name}"
@@ -177,10 +178,10 @@ class Plan:
 
     def caller(self, key: str) -> str | None:
         """The alias of a caller's key, None for an unknown one. How long it takes tells nothing about any key."""
-        digest = _digest(key)
+        given = digest(key)
         found = None
         for known, alias in self._callers.items():
-            if hmac.compare_digest(known, digest):
+            if hmac.compare_digest(known, given):
                 found = alias
         return found
 
@@ -316,8 +317,17 @@ def _upstream(name: str, said: config.Upstream) -> Upstream:
         idle_seconds=said.idle_seconds,
         connections=said.connections,
         propagate_trace=said.propagate_trace,
+        proxy=_proxy(said, parts),
+        ca_file=said.ca_file,
+        client_cert_file=said.client_cert_file,
+        client_key_file=said.client_key_file,
+        certificates=said.certificates,
     )
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+def _proxy(said: config.Upstream, parts: SplitResult) -> str | None:
+    if isinstance(said.proxy, Secret):
+        return said.proxy.reveal()
+    if said.proxy is None or proxy_bypass_environment(parts.hostname or ""):
+        return None
+    return getproxies_environment().get(parts.scheme)

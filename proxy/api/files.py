@@ -52,6 +52,7 @@ async def _form(visit: Visit, arrival: Arrival) -> _Form:
     """The form's fields; its file goes into `arrival`."""
     fields: dict[str, str] = {}
     filename = None
+    await visit.ask_for_body()
     try:
         parts = aiohttp.MultipartReader(visit.request.headers, visit.request.content)
         while (part := await parts.next()) is not None:

@@ -5,7 +5,7 @@
 
 from proxy.config.loading import load
 from proxy.config.problems import ConfigError, Problem
-from proxy.config.secret import PASSTHROUGH, Secret
+from proxy.config.secret import PASSTHROUGH, Secret, hashed
 from proxy.config.settings import (
     Batches,
     Gate,
@@ -19,6 +19,7 @@ from proxy.config.settings import (
     Settings,
     State,
     Telemetry,
+    Tls,
     Upstream,
     describe,
     json_schema,
@@ -41,8 +42,10 @@ __all__ = [
     "Settings",
     "State",
     "Telemetry",
+    "Tls",
     "Upstream",
     "describe",
+    "hashed",
     "json_schema",
     "load",
 ]

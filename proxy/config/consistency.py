@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from proxy.config.problems import Path, nearest
-from proxy.config.secret import PASSTHROUGH, Secret
+from proxy.config.secret import PASSTHROUGH, Secret, digest_of
 
 Tree = Mapping[str, Any]
 Found = Iterator[tuple[Path, str]]
@@ -25,6 +25,7 @@ def contradictions(tree: Tree) -> Found:
     yield from _open_doors(tree)
     yield from _passed_through(tree)
     yield from _one_port_twice(tree)
+    yield from _keys_without_certificates(tree)
     yield from _shared_keys(tree)
     yield from _weightless(tree)
     yield from _base_beyond_cap(tree)
@@ -109,10 +110,16 @@ def _one_port_twice(tree: Tree) -> Found:
         yield ("server", "admin_port"), "is the same as server.port; give it one of its own, or 0 for any free one"
 
 
+def _keys_without_certificates(tree: Tree) -> Found:
+    for name, upstream in _parts(tree, "upstreams"):
+        if upstream.get("client_key_file") is not None and upstream.get("client_cert_file") is None:
+            yield ("upstreams", name, "client_key_file"), "is of no use without client_cert_file; give both, or neither"
+
+
 def _shared_keys(tree: Tree) -> Found:
-    first: dict[Secret, str] = {}
+    first: dict[bytes, str] = {}
     for alias, key in _part(tree, "callers").items():
-        if isinstance(key, Secret) and (other := first.setdefault(key, alias)) != alias:
+        if isinstance(key, Secret) and (other := first.setdefault(digest_of(key), alias)) != alias:
             yield ("callers", alias), f"has the same key as callers.{other}; give each caller a key of its own"
 
 

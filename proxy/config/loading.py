@@ -150,6 +150,8 @@ class _Source(PydanticBaseSettingsSource):
                 return [self.with_secrets((*place, index), below) for index, below in enumerate(value)]
             case str() if value != PASSTHROUGH and shape.is_secret(shape.wanted(place)):
                 return self.secret(place, value)
+            case str() if place and str(place[-1]).endswith("_file"):
+                return str(self.folder / value)
         return value
 
     def secret(self, place: Path, text: str) -> Secret | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import re
+from hashlib import sha256
 from typing import Any, NoReturn
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -10,6 +12,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MASK = "***"
+HASHED = "sha256:"  # in front of a hash that stands for a key
+_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}")
 PASSTHROUGH = "passthrough"  # in place of a key: the client's own
 
 
@@ -60,6 +64,26 @@ class Secret:
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"type": "string", "minLength": 1}
+
+
+def digest(key: str) -> bytes:
+    """What is kept of a caller's key."""
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def hashed(key: str) -> str:
+    """A caller's key as a configuration may have it without holding it."""
+    return HASHED + digest(key).hex()
+
+
+def is_hash(key: Secret) -> bool:
+    return _HASH.fullmatch(key.reveal()) is not None
+
+
+def digest_of(key: Secret) -> bytes:
+    """The digest of a caller's key, which is given itself or by its hash."""
+    said = key.reveal()
+    return bytes.fromhex(said.removeprefix(HASHED)) if is_hash(key) else digest(said)
 
 
 def validate(value: object) -> Secret:

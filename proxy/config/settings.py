@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     PlainValidator,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -27,7 +28,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from proxy.config import secret
+from proxy.config import secret, tls
 from proxy.config.consistency import contradictions
 from proxy.config.secret import PASSTHROUGH, Secret
 
@@ -35,6 +36,7 @@ COUNT_MAX = 10**12  # more than any limit sold; small enough that a float holds 
 SECONDS_MAX = 86_400.0  # a day; whoever writes more means milliseconds
 DOLLARS_MAX = 1e6  # for a million tokens; a thousand times the dearest model there is
 CALLER_KEY_MIN = 16  # characters; a shorter key can be guessed
+ENVIRONMENT = "env"  # in place of a proxy: the one that the environment names
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _NAME = r"^[A-Za-z0-9_.-]{1,64}$"
@@ -90,10 +92,36 @@ def _api_key(value: object) -> Secret | Literal["passthrough"] | None:
     return secret.validate(value)
 
 
-def _caller_key(key: Secret) -> Secret:
+def _proxy(value: object) -> Secret | Literal["env"] | None:
+    if value is None or value == ENVIRONMENT or (isinstance(value, Secret) and value.reveal() == ENVIRONMENT):
+        return None if value is None else "env"
+    proxy = secret.validate(value)
+    try:
+        parts = urlsplit(proxy.reveal())
+        is_right = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise _wrong("must be an http URL with a host, or env; write it like http://USER:PASSWORD@proxy.internal:3128")
+    return proxy
+
+
+def _long_enough(key: Secret) -> Secret:
     if len(key.reveal()) < CALLER_KEY_MIN:
         raise _wrong(f"must be at least {CALLER_KEY_MIN} characters; a shorter key can be guessed")
     return key
+
+
+def _admin_key(key: Secret) -> Secret:
+    if secret.is_hash(key):
+        raise _wrong("must be the key itself; only callers may be given by a hash")
+    return _long_enough(key)
+
+
+def _caller_key(key: Secret) -> Secret:
+    if key.reveal().startswith(secret.HASHED) and not secret.is_hash(key):
+        raise _wrong("must be sha256: and 64 hexadecimal digits, or the key itself; see `penstock key new`")
+    return _long_enough(key)
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,7 +140,10 @@ Host = Annotated[str, AfterValidator(_host)]
 Name = Annotated[str, AfterValidator(_name)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
+AdminKey = Annotated[Secret, AfterValidator(_admin_key)]
 CallerKey = Annotated[Secret, AfterValidator(_caller_key)]
+ProxyUrl = Annotated[Secret | Literal["env"] | None, PlainValidator(_proxy, json_schema_input_type=str | None)]
+FilePath = Annotated[str, Field(min_length=1, max_length=4000)]
 ApiKey = Annotated[Secret | Literal["passthrough"] | None, PlainValidator(_api_key, json_schema_input_type=str | None)]
 
 
@@ -120,6 +151,25 @@ class _Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, use_attribute_docstrings=True
     )
+
+
+class Tls(_Part):
+    """What clients are shown, and what they have to show. Read anew at each reload, but for client_ca_file."""
+
+    cert_file: FilePath
+    """The certificate in PEM, those above it after it; its path starts at the configuration's folder."""
+    key_file: FilePath
+    """Its key in PEM, without a password."""
+    client_ca_file: FilePath | None = None
+    """Authorities in PEM; with them, a client without a certificate of theirs is refused."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        try:
+            tls.for_clients(self.cert_file, self.key_file, self.client_ca_file)
+        except tls.BadFile as error:
+            raise _wrong(str(error)) from None
+        return self
 
 
 class Server(_Part):
@@ -133,7 +183,7 @@ class Server(_Part):
     """Address that health, metrics and administration listen on."""
     admin_port: Port = 8081
     """Port of health, metrics and administration; 0 takes any free one."""
-    admin_key: CallerKey | None = None
+    admin_key: AdminKey | None = None
     """Key that metrics and administration ask for, as a bearer token; health answers without it."""
     allow_anonymous: bool = False
     """Whether a gateway without callers, or its admin port without a key, may listen beyond loopback, where whoever
@@ -142,6 +192,8 @@ class Server(_Part):
     """Largest body of a request, in bytes; a larger one is refused with 413."""
     max_upload_bytes: Count = 1024 * 1024 * 1024
     """Largest body of a request that streams through to its upstream, such as a file, in bytes."""
+    tls: Tls | None = None
+    """What secures the endpoints for clients; they speak plain HTTP without it."""
     idle_seconds: Seconds = 75.0
     """How long a client's connection is kept on which there is no request."""
     read_seconds: Seconds = 10.0
@@ -204,12 +256,37 @@ class Upstream(_Part):
     """How long the answer may take to begin, once connected."""
     idle_seconds: Seconds = 120.0
     """How long an answer that has begun may be silent."""
+    proxy: Annotated[ProxyUrl, Field(examples=["http://proxy.internal:3128", ENVIRONMENT])] = None
+    """An HTTP proxy that it is reached through; `env` takes HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment,
+    which are not looked at otherwise."""
+    ca_file: FilePath | None = None
+    """Authorities in PEM that its certificate has to be of, instead of the system's."""
+    client_cert_file: FilePath | None = None
+    """A certificate in PEM that it is shown."""
+    client_key_file: FilePath | None = None
+    """The key of that certificate, where it is in a file of its own."""
     connections: CountOrZero = 0
     """Most connections held to it; 0 sets no bound beside the limits."""
     self_hosted: bool = False
     """Whether it is a server of your own, whose concurrency is found by its speed rather than by its refusals."""
     propagate_trace: bool = False
     """Whether the trace's id is sent along (W3C traceparent)."""
+    _certificates: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        files = (self.ca_file, self.client_cert_file, self.client_key_file)
+        try:
+            tls.for_upstream(*files)
+            self._certificates = tls.fingerprint(*files)
+        except tls.BadFile as error:
+            raise _wrong(str(error)) from None
+        return self
+
+    @property
+    def certificates(self) -> str:
+        """Another one when a file of certificates or its key has changed."""
+        return self._certificates
 
 
 class Price(_Part):
@@ -354,7 +431,8 @@ class Settings(BaseSettings):
     gate: Gate = Gate()
     """How many calls this process lets through, and how many may wait."""
     callers: Annotated[Mapping[Name, CallerKey], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
-    """Who may call: a key for each alias. With any, every call needs one; aliases appear in metrics, keys nowhere."""
+    """Who may call: a key for each alias, or its SHA-256 as sha256:HEX. With any, every call needs one; aliases appear
+    in metrics, keys nowhere."""
     passthrough: Passthrough = Passthrough()
     """Where requests go that the gateway need not understand."""
     retry: Retry = Retry()

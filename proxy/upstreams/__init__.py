@@ -23,6 +23,9 @@ class Upstream:
         passthrough: the client's own credential is sent along instead.
         connect_seconds, first_byte_seconds, idle_seconds: the three ways to be late.
         connections: most sockets at once, 0 for no bound.
+        proxy: the URL of an HTTP proxy on the way to it, with what that asks for; hidden from `repr`.
+        ca_file, client_cert_file, client_key_file: in PEM; what it has to show, and what it is shown.
+        certificates: changes when one of these files does.
     """
 
     name: str
@@ -37,6 +40,11 @@ class Upstream:
     idle_seconds: float = 120.0
     connections: int = 0
     propagate_trace: bool = False
+    proxy: str | None = field(repr=False, default=None)
+    ca_file: str | None = None
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+    certificates: str = ""
 
     def scrubbed(self, body: bytes) -> bytes:
         """An error body without our credential: some servers repeat the key they refuse."""

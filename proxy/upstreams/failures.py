@@ -10,7 +10,7 @@ from proxy.core.outcome import Reason
 
 
 def reason_of(error: BaseException) -> Reason:
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.ClientHttpProxyError):
         return Reason.CONNECT
     if isinstance(error, aiohttp.ClientPayloadError):
         return Reason.RESET

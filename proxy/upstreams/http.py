@@ -11,6 +11,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
+from operator import attrgetter
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 from yarl import URL
 
+from proxy.config import tls
 from proxy.core.outcome import Reason
 from proxy.upstreams import AttemptFailed, Body, ConnectionNotes, Connections, Line, Streamed, Upgrade, Upstream
 from proxy.upstreams.failures import reason_of
@@ -30,6 +32,17 @@ from proxy.watch import Late, Watch
 
 KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most servers close theirs (nginx 75, uvicorn 5)
 
+_CONNECTING = attrgetter(
+    "name",
+    "base_url",
+    "connect_seconds",
+    "connections",
+    "proxy",
+    "ca_file",
+    "client_cert_file",
+    "client_key_file",
+    "certificates",
+)
 IN_ONE = 1 << 20  # bytes of a body that are sent at once
 
 
@@ -50,13 +63,13 @@ class HttpTransport:
 
     def __init__(self, notes: ConnectionNotes) -> None:
         self._notes = notes
-        self._sessions: dict[tuple[str, str, float, int], aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[object, ...], aiohttp.ClientSession] = {}
 
     def send(
         self, upstream: Upstream, method: str, path: str, headers: Mapping[str, str], body: Body
     ) -> Exchange | Opening:
         # By value and not by plan: a reload keeps the connections of what it does not change.
-        key = (upstream.name, upstream.base_url, upstream.connect_seconds, upstream.connections)
+        key = _CONNECTING(upstream)
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = _session(upstream, self._notes)
@@ -169,6 +182,7 @@ def _session(upstream: Upstream, notes: ConnectionNotes) -> aiohttp.ClientSessio
         "limit": upstream.connections,
         "keepalive_timeout": KEEP_ALIVE_SECONDS,
         "ttl_dns_cache": 60,
+        "ssl": tls.for_upstream(upstream.ca_file, upstream.client_cert_file, upstream.client_key_file) or True,
     }
     return aiohttp.ClientSession(
         connector=_Connector(upstream.name, upstream.connect_seconds, notes, **settings),
@@ -223,7 +237,12 @@ class Exchange:
             told = _has_connection.set(self._connected)
             try:
                 response = await self._session.request(
-                    self._method, self._url, data=self._payload(), headers=self._headers, allow_redirects=False
+                    self._method,
+                    self._url,
+                    data=self._payload(),
+                    headers=self._headers,
+                    allow_redirects=False,
+                    proxy=self._upstream.proxy,
                 )
             finally:
                 _has_connection.reset(told)

@@ -88,6 +88,7 @@ class Opening:
                 heartbeat=self._upstream.idle_seconds * 2 / 3,  # and half of it for the answer to a ping
                 max_msg_size=MESSAGE_LIMIT,
                 decode_text=False,
+                proxy=self._upstream.proxy,
             )
 
     async def _look(self, response: aiohttp.ClientResponse) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -117,12 +118,12 @@ class Scripted:
         self.exchanges: list[Exchange] = []
         self.connections = 0
         self.in_flight = self.peak = 0
-        self.port = 0
+        self.port, self.scheme = 0, "http"
         self._lines: set[_Line] = set()
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
 
     def plays(self, *plays: Play) -> None:
         self.script.extend(plays)
@@ -213,11 +214,14 @@ class _Line(asyncio.StreamReaderProtocol):
 
 
 @asynccontextmanager
-async def scripted(*plays: Play) -> AsyncIterator[Scripted]:
-    """An upstream on a free port, for the length of the block."""
+async def scripted(*plays: Play, tls: ssl.SSLContext | None = None) -> AsyncIterator[Scripted]:
+    """An upstream on a free port, for the length of the block; with `tls`, its `base_url` begins with https."""
     upstream = Scripted()
     upstream.plays(*plays)
-    server = await asyncio.get_running_loop().create_server(lambda: _Line(upstream), "127.0.0.1", 0, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Line(upstream), "127.0.0.1", 0, backlog=4096, ssl=tls
+    )
+    upstream.scheme = "https" if tls else "http"
     upstream.port = server.sockets[0].getsockname()[1]
     try:
         yield upstream
