@@ -350,7 +350,11 @@ class Relay:
             AttemptFailed: it broke off; `record.first_byte` says whether anything had left.
         """
         began, waited = self._now(), record.upstream_seconds + record.client_seconds
-        reader = Reader(hide_usage=call.hides_usage) if is_stream(reply.headers) else BodyReader()
+        reader = (
+            Reader(hide_usage=call.hides_usage)
+            if is_stream(reply.headers)
+            else BodyReader(reply.headers.get("content-type", ""))
+        )
         try:
             while chunk := await self._read(reply, record):
                 if whole := reader.feed(chunk):

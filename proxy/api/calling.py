@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
-from proxy.api import dialects
+from proxy.api import dialects, uploads
 from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Handler, Visit
 from proxy.core import asked
@@ -27,32 +27,58 @@ def creating(
     *,
     reports_usage: bool = False,
     is_charged: bool = True,
+    otherwise: str = "",
     beside: Mapping[str, Handler] = MappingProxyType({}),
 ) -> dict[str, Endpoint]:
     """The endpoint whose JSON body names a model, which is to answer it.
 
     Args:
         is_charged: whether its tokens and requests are taken from the limits that the provider has for the model.
+        otherwise: the model where the body names none; "": it must.
         beside: handlers of other methods.
     """
 
     async def create(visit: Visit) -> None:
-        wanted = read(await visit.body())
-        record = visit.record
-        record.asked_model, record.stream, record.max_tokens = wanted.model, wanted.stream, wanted.max_tokens
-        route = routed(visit.plan, wanted.model, dialect)
-        record.model = route.name
-        if not is_charged:
-            route, wanted.is_charged = visit.plan.uncharged(route), False
-        await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
+        wanted = read(await visit.body(), otherwise)
+        wanted.is_charged = is_charged
+        await answer(relay, visit, wanted, dialect, reports_usage=reports_usage, is_charged=is_charged)
 
     return {path: Endpoint(operation, path, {"POST": create, **beside})}
 
 
-def read(body: bytes) -> Asked:
+def uploading(relay: Relay, dialect: Dialect, operation: str, path: str, otherwise: str = "") -> dict[str, Endpoint]:
+    """The endpoint whose form names a model, which is to answer it; what is in its files streams through."""
+
+    async def create(visit: Visit) -> None:
+        async with uploads.form(visit, otherwise) as wanted:
+            await answer(relay, visit, wanted, dialect)
+
+    return {path: Endpoint(operation, path, {"POST": create})}
+
+
+async def answer(
+    relay: Relay,
+    visit: Visit,
+    wanted: Wanted,
+    dialect: Dialect,
+    *,
+    reports_usage: bool = False,
+    is_charged: bool = True,
+) -> None:
+    """Have it answered by an upstream of its model; `reports_usage`, `is_charged` as in `creating`."""
+    record = visit.record
+    record.asked_model, record.stream, record.max_tokens = wanted.model, wanted.stream, wanted.max_tokens
+    route = routed(visit.plan, wanted.model, dialect)
+    record.model = route.name
+    if not is_charged:
+        route = visit.plan.uncharged(route)
+    await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
+
+
+def read(body: bytes, otherwise: str = "") -> Asked:
     """What a JSON body asks for. Raises InvalidRequest."""
     try:
-        return asked.read(body)
+        return asked.read(body, otherwise)
     except Unreadable as error:
         raise InvalidRequest(str(error), code=error.code, param=error.param) from None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxy.api import models, passthrough
-from proxy.api.calling import creating
+from proxy.api.calling import creating, uploading
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Endpoint, Visit
 from proxy.plan import Plan
 from proxy.relay import Relay
+
+_PAINTER = "dall-e-2"  # the model of images whose request names none; so OpenAI's reference has it
 
 
 def endpoints(relay: Relay) -> dict[str, Endpoint]:
@@ -20,6 +22,14 @@ def endpoints(relay: Relay) -> dict[str, Endpoint]:
         **creating(relay, OPENAI, "completions", "/v1/completions", reports_usage=True),
         **creating(relay, OPENAI, "embeddings", "/v1/embeddings"),
         **creating(relay, OPENAI, "responses", "/v1/responses"),
+        **creating(relay, OPENAI, "responses", "/v1/responses/compact"),
+        **creating(relay, OPENAI, "moderations", "/v1/moderations", otherwise="omni-moderation-latest"),
+        **creating(relay, OPENAI, "images", "/v1/images/generations", otherwise=_PAINTER),
+        **uploading(relay, OPENAI, "images", "/v1/images/edits", _PAINTER),
+        **uploading(relay, OPENAI, "images", "/v1/images/variations", _PAINTER),
+        **creating(relay, OPENAI, "audio", "/v1/audio/speech"),
+        **uploading(relay, OPENAI, "audio", "/v1/audio/transcriptions"),
+        **uploading(relay, OPENAI, "audio", "/v1/audio/translations"),
         **models.endpoints(relay, OPENAI, _listed, _described),
     }
 

@@ -65,12 +65,13 @@ class BodyReader:
         usage, finish_reason, response_id, response_model: as the body told them; known after `close`.
     """
 
-    __slots__ = ("_chunks", "_size", "finish_reason", "response_id", "response_model", "usage")
+    __slots__ = ("_chunks", "_limit", "_size", "finish_reason", "response_id", "response_model", "usage")
 
     error = ""
     first_token = False
 
-    def __init__(self) -> None:
+    def __init__(self, content_type: str = "application/json") -> None:
+        self._limit = BODY_LIMIT if content_type.startswith("application/json") else 0  # of speech nothing is kept
         self._chunks: list[bytes] = []
         self._size = 0
         self.usage: Usage | None = None
@@ -79,7 +80,7 @@ class BodyReader:
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; all of them may go on."""
         self._size += len(chunk)
-        if self._size <= BODY_LIMIT:
+        if self._size <= self._limit:
             self._chunks.append(chunk)
         else:
             self._chunks.clear()

@@ -84,8 +84,11 @@ class Asked:
         return _ENCODE(fields)
 
 
-def read(body: bytes) -> Asked:
+def read(body: bytes, otherwise: str = "") -> Asked:
     """Read a JSON request body.
+
+    Args:
+        otherwise: the model where the body names none; "": it must.
 
     Raises:
         Unreadable: not a JSON object, no `model`, a field that decides has the wrong type, or one that stands twice.
@@ -94,7 +97,10 @@ def read(body: bytes) -> Asked:
         if not body.isascii():
             body.decode()  # the reader below looks into no value that it does not decide by
         fields = _FIELDS.decode(body)
-        asked = _READ.decode(_ENCODE({name: fields[name] for name in _DECIDING if name in fields}))
+        deciding = {name: fields[name] for name in _DECIDING if name in fields}
+        if otherwise and "model" not in deciding:
+            deciding["model"] = msgspec.Raw(_ENCODE(otherwise))
+        asked = _READ.decode(_ENCODE(deciding))
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -31,7 +31,11 @@ EVENT_LIMIT = 1 << 20  # bytes; the longest real event seen was 64 KiB
 LOOK_BACK = 6  # blocks; usage, finish reason and end mark stand in the last three of every dialect
 _DECODE = msgspec.json.Decoder()
 _BOM = b"\xef\xbb\xbf"
-_ENDS = ("message_stop", "response.completed", "response.failed", "response.incomplete")
+_ENDS = (
+    "message_stop",
+    *("response.completed", "response.failed", "response.incomplete"),
+    *("image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"),
+)
 _NAMED_ENDS = tuple(b"event: " + kind.encode() for kind in _ENDS)  # response.completed repeats the whole answer
 
 
@@ -234,8 +238,8 @@ def _only_usage(event: bytes) -> bool:
 
 def _has_content(event: Mapping[str, object]) -> bool:
     kind = _text(event.get("type"))
-    if kind:  # responses and Anthropic's messages say by type what they carry
-        return kind.endswith(".delta") or kind == "content_block_delta"
+    if kind:  # all but chat and completions say by type what they carry
+        return kind.endswith((".delta", ".partial_image")) or kind == "content_block_delta"
     for choice in _list(event.get("choices")):
         if choice.get("text"):
             return True
