@@ -95,10 +95,8 @@ class Load:
         self._turn = 0
 
     async def run(self, enough: Callable[[], Awaitable[bool]]) -> None:
-        """Two batches, one of which is not over soon, and a mix each tick until it is enough; calls that are left then
-        are not waited for."""
+        """A batch that is not over soon, and a mix each tick until it is enough; nobody waits for what is left then."""
         calls: set[asyncio.Task[None]] = set()
-        await self.batch("priced", 5)
         await self.batch("few", 500)
         try:
             while not await enough():
@@ -122,6 +120,7 @@ class Load:
         yield from (self.ask("local", stream=True) for _ in range(3))
         yield from (self.ask("few", max_tokens=60) for _ in range(4))
         yield self.leave("priced")
+        yield self.batch("priced", 2)
         yield self.ask("nobody-knows-it")
         if self._turn % 4 == 0:
             yield from (self.ask("few", max_tokens=60, patience=0.3) for _ in range(14))
