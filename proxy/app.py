@@ -24,6 +24,7 @@ from aiohttp import web
 
 from proxy import config
 from proxy.api import admin, anthropic, batches, files, jobs, openai, passthrough, realtime
+from proxy.api.answering import Streams
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
@@ -114,7 +115,8 @@ class Gateway:
             OPENAI: others[OPENAI] | openai.endpoints(self._relay) | realtime.endpoints(self._relay) | kept,
             ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay),
         }
-        self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, now)
+        self._streams = Streams(settings.server.ping_seconds, settings.server.write_stall_seconds)
+        self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, self._streams, now)
         self._runners: list[web.BaseRunner] = []
         self._tls: ssl.SSLContext | None = None
         self.port = 0
@@ -144,6 +146,7 @@ class Gateway:
             await self._close()
             raise
         self._tasks.spawn("pulse", self._pulse())
+        self._tasks.spawn("pings", self._streams.keep_alive())
         await self._batches.start()
         listeners = (f"{server.host}:{self.port}", f"{server.admin_host}:{self.admin_port}")
         self.telemetry.audit.started(self.telemetry.version, listeners)

@@ -28,7 +28,7 @@ GatewayError
 ├── StreamTruncated       502  the answer broke off after it had begun; told in band
 └── Internal              500  a mistake of ours; logged with its traceback, never shown
 
-ClientGone is not an answer: it says that there is nobody left to answer.
+ClientGone is not an answer: it says that there is nobody left to answer; ClientStalled, that nobody reads it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ from typing import ClassVar
 
 class ClientGone(Exception):
     """The client can no longer be written to. Never the upstream's fault."""
+
+
+class ClientStalled(ClientGone):
+    """The client is there, but has taken nothing for too long."""
 
 
 class GatewayError(Exception):

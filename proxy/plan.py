@@ -29,6 +29,8 @@ from proxy.upstreams import Upstream
 OPEN_ROUTES = 200  # models served by a wildcard that are remembered, each with what was learned of its limits
 MODEL_LIMIT = 512  # characters of a model's name; a longer one would fill that memory, and real ones stay below 200
 USER_AGENT = "penstock"
+KEPT = (100, 30.0)  # idle connections, and seconds; in front of most providers stands something that keeps them for 75
+KEPT_OWN = (8, 4.0)  # llama.cpp gives each of its eight threads to a connection, used or not, and closes it after 5 s
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -300,6 +302,7 @@ def _bounds(limits: config.Limits) -> bool:
 
 def _upstream(name: str, said: config.Upstream) -> Upstream:
     parts = urlsplit(said.base_url)
+    most, seconds = KEPT_OWN if said.self_hosted else KEPT
     headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     if isinstance(said.api_key, Secret):
         key = said.api_key.reveal()
@@ -316,6 +319,9 @@ def _upstream(name: str, said: config.Upstream) -> Upstream:
         first_byte_seconds=said.first_byte_seconds,
         idle_seconds=said.idle_seconds,
         connections=said.connections,
+        idle_connections=most if said.idle_connections is None else said.idle_connections,
+        keep_alive_seconds=seconds if said.keep_alive_seconds is None else said.keep_alive_seconds,
+        drain_seconds=said.drain_seconds,
         propagate_trace=said.propagate_trace,
         proxy=_proxy(said, parts),
         ca_file=said.ca_file,

@@ -8,7 +8,8 @@ share of the target's limits. Whoever wants an answer, be it an HTTP client, a b
 `Relay.run` with a sink of its own.
 
 1. A place ends with the last byte, not with the headers.
-2. Headers leave with the first byte. Before it a failure may be retried; after it never: it is told in band.
+2. Headers leave with the first byte. Before it a failure may be retried; after it never: it is told in band. One
+   exception: a sink may let them go before, to say that it is alive; then what fails in the end is told in band, too.
 3. Between two attempts nothing of a target is held; the place in the process is.
 4. What the client gets at last is what the upstream sent, or an error of ours that says why there is nothing to send.
 5. The outcome is written after the last byte; until then it is `cancelled`.
@@ -17,9 +18,11 @@ share of the target's limits. Whoever wants an answer, be it an HTTP client, a b
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from proxy import conversation
@@ -34,6 +37,7 @@ from proxy.core.route import Tries
 from proxy.core.sse import Reader, is_stream
 from proxy.core.usage import Usage
 from proxy.errors import (
+    ClientGone,
     GatewayError,
     QueueTimeout,
     StreamTruncated,
@@ -47,10 +51,12 @@ from proxy.errors import (
 from proxy.limits import Admission, Limits
 from proxy.plan import Route, Target
 from proxy.telemetry import Attempt, Record, Telemetry
-from proxy.upstreams import AttemptFailed, Body, Line, Reply, Transport
+from proxy.upstreams import AttemptFailed, Body, Line, Reply, Transport, Upstream
 
 ERROR_BODY_LIMIT = 1 << 20  # bytes of a refusal that are read and passed on
 UNUSED = Usage()  # what an attempt took that was never sent
+AFTER_END_SECONDS = 0.1  # for an upstream to end its answer after [DONE]; else its connection is closed
+STOPPING = "stopping"  # the message of a cancellation by which the gateway, and not the client, ends a call
 BLOCKED_SECONDS = 0.001  # a write that took longer was waiting for the client; a shorter one is our own work
 
 
@@ -235,11 +241,13 @@ class Relay:
                     if call.accept is not None:
                         attempt.meaning = await self._converse(call.accept, reply.line(), record)
                     else:
-                        attempt.meaning = await self._pass_on(call, reply, sink, record)
+                        attempt.meaning = await self._pass_on(call, upstream, reply, sink, record)
                         if record.first_token is not None:
                             admission.sped(record.first_token - sent)
                     if attempt.meaning is outcome.OK:
                         self._budget(upstream.name).succeeded(self._now())
+                    if call.accept is None:
+                        await self._drain(reply, record)
                     return None
             except AttemptFailed as error:
                 begun = record.first_byte is not None
@@ -254,7 +262,7 @@ class Relay:
                 if attempt.first_byte is None and attempt.sent is not None:
                     record.upstream_seconds += self._now() - attempt.sent - (record.client_seconds - uploaded)
                 breaker.ended(attempt.meaning, attempt.retry_after, self._now())
-                admission.settle(record.usage)
+                admission.settle(record.estimate or record.usage)
 
     def _headers(self, call: Call, target: Target, record: Record, attempt: Attempt) -> Mapping[str, str]:
         upstream = target.upstream
@@ -343,30 +351,26 @@ class Relay:
     def _budget(self, upstream: str) -> RetryBudget:
         return self._budgets.setdefault(upstream, RetryBudget())
 
-    async def _pass_on(self, call: Call, reply: Reply, sink: Sink, record: Record) -> Meaning:
+    async def _pass_on(self, call: Call, upstream: Upstream, reply: Reply, sink: Sink, record: Record) -> Meaning:
         """Pass the answer on, and read on the side what it tells.
 
         Raises:
             AttemptFailed: it broke off; `record.first_byte` says whether anything had left.
         """
         began, waited = self._now(), record.upstream_seconds + record.client_seconds
-        reader = (
-            Reader(hide_usage=call.hides_usage)
-            if is_stream(reply.headers)
-            else BodyReader(reply.headers.get("content-type", ""))
-        )
+        reader = Reader(hide_usage=call.hides_usage) if is_stream(reply.headers) else BodyReader(reply.headers)
         try:
-            while chunk := await self._read(reply, record):
-                if whole := reader.feed(chunk):
-                    await self._write(reply, whole, sink, record)
-                if record.first_token is None and reader.first_token:
-                    record.first_token = self._now()
-            if not reader.close() and not reader.error and call.marks_end:
-                raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
+            await self._copy(call, reply, reader, sink, record)
+        except (ClientGone, asyncio.CancelledError) as left:
+            if upstream.drain_seconds and STOPPING not in left.args:
+                await self._read_on(reply, reader, upstream.drain_seconds, record)
+            raise
         finally:
             reader.close()
             record.usage, record.finish_reason = reader.usage, reader.finish_reason
             record.response_id, record.response_model = reader.response_id, reader.response_model
+            if not reader.finish_reason and (events := reader.output_events(record.bytes_out)):
+                record.estimate = _estimated(call.asked.input_tokens, record.usage, events)
         await self._write(reply, reader.rest(), sink, record)
         await self._told(sink.finish(), record)
         record.last_byte = self._now()
@@ -375,6 +379,38 @@ class Relay:
         meaning = outcome.of_failure(Reason.ERROR_EVENT, begun=True) if reader.error else outcome.OK
         self._close(record, meaning, end_reason="error_event" if reader.error else "done")
         return meaning
+
+    async def _copy(self, call: Call, reply: Reply, reader: Reader | BodyReader, sink: Sink, record: Record) -> None:
+        """Until the answer has ended. What breaks after its end has passed is whole."""
+        try:
+            while not reader.is_over and (chunk := await self._read(reply, record)):
+                if whole := reader.feed(chunk):
+                    await self._write(reply, whole, sink, record)
+                if record.first_token is None and reader.first_token:
+                    record.first_token = self._now()
+            if not reader.close() and not reader.error and call.marks_end:
+                raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
+        except AttemptFailed:
+            reader.close()
+            if not reader.done and not reader.error:
+                raise
+
+    async def _drain(self, reply: Reply, record: Record) -> None:
+        """The client has all of it; let the upstream end, so that its connection can serve again."""
+        began = self._now()
+        try:
+            await reply.drain(AFTER_END_SECONDS)
+        finally:
+            record.upstream_seconds += self._now() - began
+
+    async def _read_on(self, reply: Reply, reader: Reader | BodyReader, seconds: float, record: Record) -> None:
+        """The client has left: read the rest for its usage, and give it to nobody."""
+        record.drained = "late"
+        with suppress(AttemptFailed, TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not reader.is_over and (chunk := await self._read(reply, record)):
+                    reader.feed(chunk)
+                record.drained = "whole"
 
     async def _converse(
         self, accept: Callable[[str | None], Awaitable[Line]], upstream: Line, record: Record
@@ -462,6 +498,13 @@ class Relay:
     def _close(record: Record, meaning: Meaning, *, end_reason: str = "") -> None:
         record.outcome, record.end_reason = meaning.outcome, end_reason
         record.error_type, record.error_source = meaning.reason.word, meaning.reason.source
+
+
+def _estimated(input_tokens: float, told: Usage | None, events: int) -> Usage:
+    """What an answer took that broke off: a token for each event, where the upstream did not say otherwise."""
+    if told is None:
+        return Usage(round(input_tokens), events)
+    return replace(told, output=max(told.output, events))
 
 
 def _for_client(status: int, said: Mapping[str, str]) -> dict[str, str]:

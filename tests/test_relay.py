@@ -167,6 +167,15 @@ class Reply:
         self._watch.rest()
         return b""
 
+    async def drain(self, seconds):
+        """Pauses last, bytes are thrown away."""
+        try:
+            async with asyncio.timeout(seconds):
+                while await self.read():
+                    pass
+        except (TimeoutError, AttemptFailed):
+            pass
+
     async def body(self, limit):
         whole = b""
         while len(whole) < limit and (part := await self.read()):

@@ -72,6 +72,8 @@ async def answer(
     record.model = route.name
     if not is_charged:
         route = visit.plan.uncharged(route)
+    if wanted.stream:
+        visit.answer.expect_stream()
     await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
 
 

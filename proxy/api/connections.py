@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,13 @@ from proxy.errors import GatewayError, HeadersTooLarge, Malformed, TooSlow
 
 FRAMING_BYTES = 16 << 10  # of a chunked body, besides what chunks of one byte need: extensions and trailers
 FRAMING_PER_BYTE = 16
+# What a reader that stopped costs: bytes the system holds back for it (up to 4 MiB else), and milliseconds for which it
+# goes on trying to send what is left when the connection has been closed (for ever else). Both are Linux's.
+SOCKET_OPTIONS = {
+    getattr(socket, name): value
+    for name, value in (("TCP_NOTSENT_LOWAT", 1 << 16), ("TCP_USER_TIMEOUT", 120_000))
+    if hasattr(socket, name)
+}
 ENDING = b"\0"  # a byte that no head may hold: given to the parser, it ends one
 
 
@@ -104,6 +112,12 @@ class Connection(web.RequestHandler):
         self.__paused = False  # since then
         self.__head_bytes = 0  # that came since the last head began
         self.longest_head = 0  # bytes; no head was longer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        line = transport.get_extra_info("socket")
+        for option, value in SOCKET_OPTIONS.items():
+            line.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def data_received(self, data: bytes) -> None:
         if self._payload_parser is not None or self._upgraded:  # frames of a WebSocket

@@ -21,7 +21,7 @@ from aiohttp.http import HttpVersion11
 from multidict import CIMultiDictProxy
 
 from proxy.api import dialects, refusals
-from proxy.api.answering import HttpAnswer
+from proxy.api.answering import HttpAnswer, Streams
 from proxy.api.connections import Connection
 from proxy.api.dialects import Dialect
 from proxy.core.gate import Priority
@@ -30,6 +30,7 @@ from proxy.core.outcome import Outcome
 from proxy.errors import (
     BodyTooLarge,
     ClientGone,
+    ClientStalled,
     Draining,
     ExpectationFailed,
     GatewayError,
@@ -41,7 +42,7 @@ from proxy.errors import (
     UpstreamError,
 )
 from proxy.plan import Plan
-from proxy.relay import BLOCKED_SECONDS, Policy
+from proxy.relay import BLOCKED_SECONDS, STOPPING, Policy
 from proxy.telemetry import Record, Telemetry, story
 
 log = logging.getLogger("penstock.edge")
@@ -236,6 +237,7 @@ class Edge:
     Args:
         plan: the plan in force when a request arrives; it keeps that one.
         endpoints: by path, for each dialect; a path that ends in `/` stands for all below it, of several the longest.
+        streams: how those that clients wait for are kept alive.
     """
 
     def __init__(
@@ -243,6 +245,7 @@ class Edge:
         plan: Callable[[], Plan],
         endpoints: Mapping[Dialect, Mapping[str, Endpoint]],
         telemetry: Telemetry,
+        streams: Streams,
         now: Callable[[], float],
         draw_bits: Callable[[int], int] = random.getrandbits,
     ) -> None:
@@ -250,6 +253,7 @@ class Edge:
         self._tables = {dialect: _Table(known) for dialect, known in endpoints.items()}
         self._plain = frozenset(path for known in endpoints.values() for path in known if not path.endswith("/"))
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._streams = streams
         self._idle = asyncio.Event()
         self._is_cutting = False
         self.draining = False
@@ -264,7 +268,7 @@ class Edge:
         short. Return when all have been told, or after `seconds`."""
         self._is_cutting = True
         for task in tuple(self._in_flight):
-            task.cancel()
+            task.cancel(STOPPING)
         await self._empty(seconds)
 
     async def _empty(self, seconds: float) -> bool:
@@ -291,18 +295,21 @@ class Edge:
         assert task is not None
         self._in_flight.add(task)
         with self._telemetry.request(record):
-            answer = HttpAnswer(request, dialect, record, self._now)
+            answer = HttpAnswer(request, dialect, record, self._now, self._streams)
             try:
                 await self._serve(request, endpoint, target, wrong, record, answer)
-            except ClientGone:
-                _left(record)
+            except ClientGone as gone:
+                _left(record, "client_stalled" if isinstance(gone, ClientStalled) else "client_disconnect")
+                answer.abort()
             except asyncio.CancelledError:
                 if not self._is_cutting:
-                    _left(record)
+                    _left(record, "client_disconnect")
                     raise
                 task.uncancel()
-                await _cut_off(record, answer)
+                if record.outcome is Outcome.CANCELLED:  # else its client has all of it
+                    await _cut_off(record, answer)
             finally:
+                answer.close()
                 self._in_flight.discard(task)
                 if self.draining and not self._in_flight:
                     self._idle.set()
@@ -411,13 +418,15 @@ async def _cut_off(record: Record, answer: HttpAnswer) -> None:
         await answer.refuse(Draining("the gateway has stopped; ask again, another one will answer", retry_after=1.0))
     except ClientGone:
         record.outcome = Outcome.CANCELLED
-        _left(record)
+        _left(record, "client_disconnect")
 
 
-def _left(record: Record) -> None:
-    """The client went away. What broke before that keeps its own word."""
+def _left(record: Record, how: str) -> None:
+    """The client went away, or might as well have. What broke before that keeps its own word."""
     if record.outcome is Outcome.CANCELLED:
-        record.error_type, record.error_source = "client_disconnect", "client"
+        record.error_type, record.error_source = how, "client"
+        if how == "client_stalled":
+            record.end_reason = how
         if record.first_byte is None:
             record.status = 499
 

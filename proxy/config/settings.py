@@ -202,6 +202,11 @@ class Server(_Part):
     body_bytes_per_second: CountOrZero = 1000
     """The slowest a client may send a body, on average over read_seconds; a slower one is refused with 408. 0 allows
     any."""
+    ping_seconds: SecondsOrZero = 15.0
+    """The longest a streamed answer is silent, its client's wait for it included: then a comment is sent, which clients
+    skip; 0 sends none."""
+    write_stall_seconds: Seconds = 60.0
+    """How long a client may take nothing of what is sent to it before its call is ended."""
     drain_seconds: SecondsOrZero = 120.0
     """How long calls in flight may go on after SIGTERM before they are cut off."""
 
@@ -267,6 +272,13 @@ class Upstream(_Part):
     """The key of that certificate, where it is in a file of its own."""
     connections: CountOrZero = 0
     """Most connections held to it; 0 sets no bound beside the limits."""
+    idle_connections: CountOrZero | None = None
+    """Most connections kept that no call uses; 100, but 8 where self_hosted: a small server may give each a thread."""
+    keep_alive_seconds: Seconds | None = None
+    """How long such a connection is kept; 30, but 4 where self_hosted: many servers close theirs after 5."""
+    drain_seconds: SecondsOrZero = 0.0
+    """How long an answer whose client has left is read on, so that its usage is known; 0 closes its connection at
+    once."""
     self_hosted: bool = False
     """Whether it is a server of your own, whose concurrency is found by its speed rather than by its refusals."""
     propagate_trace: bool = False

@@ -36,6 +36,7 @@ class _Body(msgspec.Struct):
 
 
 _READ = msgspec.json.Decoder(_Body)
+_SYNTAX = msgspec.json.Decoder(msgspec.Raw)
 _NOTHING = Answer()
 
 
@@ -61,19 +62,38 @@ def _text(value: object) -> str:
 class BodyReader:
     """Reads an answer that is not a stream of events as it passes; the same shape as `sse.Reader`.
 
+    Args:
+        headers: of the answer, names in lower case.
+
     Attributes:
         usage, finish_reason, response_id, response_model: as the body told them; known after `close`.
     """
 
-    __slots__ = ("_chunks", "_limit", "_size", "finish_reason", "response_id", "response_model", "usage")
+    __slots__ = (
+        "_chunks",
+        "_limit",
+        "_proves_itself",
+        "_size",
+        "finish_reason",
+        "response_id",
+        "response_model",
+        "usage",
+    )
 
     error = ""
-    first_token = False
+    first_token = is_over = done = False
 
-    def __init__(self, content_type: str = "application/json") -> None:
-        self._limit = BODY_LIMIT if content_type.startswith("application/json") else 0  # of speech nothing is kept
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        content_type = headers.get("content-type", "application/json")
+        is_json = content_type.startswith("application/json")
+        self._limit = BODY_LIMIT if is_json else 0  # of speech nothing is kept
         self._chunks: list[bytes] = []
         self._size = 0
+        content_type = headers.get("content-type", "")
+        is_json = content_type.startswith("application/json")
+        self._limit = BODY_LIMIT if is_json or not content_type else 0  # of speech nothing is kept
+        is_framed = "content-length" in headers or "transfer-encoding" in headers
+        self._proves_itself = is_json and not is_framed and "content-encoding" not in headers
         self.usage: Usage | None = None
         self.finish_reason = self.response_id = self.response_model = ""
 
@@ -90,10 +110,25 @@ class BodyReader:
         return b""
 
     def close(self) -> bool:
-        """The body is over. Whether it is whole, HTTP itself says."""
-        if self._chunks:
-            said = read(b"".join(self._chunks))
-            self._chunks.clear()
-            self.usage, self.finish_reason = said.usage, said.finish_reason
-            self.response_id, self.response_model = said.id, said.model
-        return True
+        """The body is over. Returns whether it is whole where HTTP does not say so itself: of one that lasted until its
+        connection closed, JSON that breaks off tells."""
+        if not self._chunks:
+            return True
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        said = read(body)
+        self.usage, self.finish_reason = said.usage, said.finish_reason
+        self.response_id, self.response_model = said.id, said.model
+        return not self._proves_itself or said is not _NOTHING or _is_json(body)
+
+    def output_events(self, size: int) -> int:
+        """None: half an answer does not say how much of it was written."""
+        return 0
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        _SYNTAX.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

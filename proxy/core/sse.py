@@ -11,7 +11,8 @@ Rules
    asked for it and the client had not (`hide_usage`).
 2. Only CR, LF and CRLF end a line. `str.splitlines` also cuts at U+2028, which is legal inside JSON.
 3. Nothing is parsed that cannot matter: events up to the first token, events that carry an error, the last few.
-4. An event longer than EVENT_LIMIT is neither held back nor looked at, but for its name: forwarding never stops. Those
+4. The stream is over with its [DONE]: what follows is not given back.
+5. An event longer than EVENT_LIMIT is neither held back nor looked at, but for its name: forwarding never stops. Those
    after it are looked at again.
 
 Source: the HTML standard, section "Server-sent events", "Parsing an event stream".
@@ -19,6 +20,7 @@ Source: the HTML standard, section "Server-sent events", "Parsing an event strea
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -36,6 +38,7 @@ _ENDS = (
     *("response.completed", "response.failed", "response.incomplete"),
     *("image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"),
 )
+_DONE_EVENT = re.compile(rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])data:[ \t]*\[DONE\][ \t]*(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _NAMED_ENDS = tuple(b"event: " + kind.encode() for kind in _ENDS)  # response.completed repeats the whole answer
 
 
@@ -57,7 +60,8 @@ class Reader:
 
     Attributes:
         first_token: whether content has passed: text, reasoning, a refusal or the arguments of a tool.
-        done: whether the dialect's end mark has passed.
+        is_over: whether [DONE] has passed; known at once, for there is nothing to be read after it.
+        done: whether the dialect's end mark has passed; known after `close`.
         error: the message of an error event, "" if none has passed.
         usage, finish_reason, response_id, response_model: as the stream told them; complete after `close`.
     """
@@ -66,12 +70,14 @@ class Reader:
         "_blind",
         "_held",
         "_hide_usage",
+        "_is_closed",
         "_last",
         "_long_end",
         "done",
         "error",
         "finish_reason",
         "first_token",
+        "is_over",
         "response_id",
         "response_model",
         "usage",
@@ -80,10 +86,12 @@ class Reader:
     def __init__(self, *, hide_usage: bool = False) -> None:
         self._hide_usage = hide_usage
         self._held = b""
+        self._is_closed = False
         self._blind = b""  # the last bytes of an event that is too long, while it lasts
         self._long_end = False  # whether that event is the last of its stream
         self._last: deque[bytes] = deque(maxlen=LOOK_BACK)
         self.first_token = False
+        self.is_over = False
         self.done = False
         self.error = ""
         self.usage: Usage | None = None
@@ -93,6 +101,8 @@ class Reader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes, cut anywhere; return those that may go on now. Never raises."""
+        if self.is_over:
+            return b""
         if not self._held and chunk.endswith(b"\n\n"):
             self._see_again()
             return self._passed(chunk)
@@ -120,25 +130,40 @@ class Reader:
     def rest(self) -> bytes:
         """What is still held back: an event that was never finished."""
         held, self._held = self._held, b""
-        return held
+        return b"" if self.is_over else held
 
     def close(self) -> bool:
-        """The stream is over. Returns whether it was whole: an end mark or a finish reason has passed.
+        """The stream has ended. Returns whether it was whole: an end mark or a finish reason has passed.
 
         Some servers (transformers') send no end mark, only a finish reason; some leave out the blank line after the
-        last event.
+        last event. But behind a finish reason half an event is one that was cut.
         """
-        if self._held:
-            self._last.append(self._held)
-        for block in self._last:
-            for event in _events(block):
-                self._note_end(event)
-        self._last.clear()
-        return self.done or bool(self.finish_reason)
+        if not self._is_closed:
+            self._is_closed = True
+            if self._held:
+                self._last.append(self._held)
+            for block in self._last:
+                for event in _events(block):
+                    self._note_end(event)
+        return self.done or (bool(self.finish_reason) and not self._is_cut())
+
+    def _is_cut(self) -> bool:
+        """Whether the last event is not whole."""
+        if self._blind:
+            return True
+        held = self._held.strip()
+        return held != b"" and not held.startswith(b":") and not any(True for _ in _events(held))
+
+    def output_events(self, size: int) -> int:
+        """About how many events so many bytes of the stream were, by the size of its last ones."""
+        last = b"".join(self._last)
+        return size * last.count(b"data:") // len(last) if last else 0
 
     def _passed(self, block: bytes) -> bytes:
         if not self.first_token:
             self._look_for_token(block)
+        if b"[DONE]" in block and (end := _DONE_EVENT.search(block)) is not None:
+            self.is_over, block = True, block[: end.end()]
         if b'"error"' in block:
             self._look_for_error(block)
         if self._hide_usage and b'"usage"' in block and (b'"choices":[]' in block or b'"choices": []' in block):

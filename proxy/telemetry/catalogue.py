@@ -134,11 +134,13 @@ ABORTS = (
     "idle_timeout",
     "total_timeout",
     "client_disconnect",
+    "client_stalled",
     "malformed_sse",
     "error_event",
     "shutdown",
 )
 PHASES = ("queued", "waiting", "streaming")
+DEPARTURES = (*PHASES, "stalled")
 ADMISSIONS = ("immediate", "queued", "rejected_full", "rejected_timeout", "cancelled", "shutdown")
 ATTEMPT_RESULTS = ("ok", "timeout", "connect", "reset", "eof", "garbage", "error_event", "cancelled", *CODES)
 REASONS = tuple(reason.value for reason in Reason)
@@ -207,8 +209,8 @@ _INBOUND = (
     Family(
         "client_disconnects",
         _C,
-        "Clients that left before their answer was whole, by what the call was doing.",
-        {"operation": OPERATIONS, "phase": PHASES},
+        "Clients that left before their answer was whole, by what the call was doing (stalled: took nothing more).",
+        {"operation": OPERATIONS, "phase": DEPARTURES},
         zeroed=True,
     ),
     Family(
@@ -216,6 +218,13 @@ _INBOUND = (
         _C,
         "Streamed answers that began and did not end well: a status of 200 can still fail.",
         {**_PAIR, "reason": ABORTS},
+    ),
+    Family(
+        "stream_pings",
+        _C,
+        "Comments sent to clients whose stream was silent, or had not begun yet.",
+        {"operation": OPERATIONS},
+        zeroed=True,
     ),
     Family(
         "request_bytes",
@@ -349,6 +358,13 @@ _ATTEMPTS = (
         zeroed=True,
     ),
     Family(
+        "drained_answers",
+        _C,
+        "Answers read on after their client had left (drain_seconds): to their end, or as long as was allowed.",
+        {**_PROVIDER, "result": ("whole", "late")},
+        zeroed=True,
+    ),
+    Family(
         "fallbacks",
         _C,
         "Attempts at another provider than the one before, and why that one was left.",
@@ -384,6 +400,13 @@ _CONNECTIONS = (
         _C,
         "Connections that did not come to stand.",
         {**_PROVIDER, "reason": CONNECT_ERRORS},
+        zeroed=True,
+    ),
+    Family(
+        "upstream_connections_stale",
+        _C,
+        "Kept connections that a provider had closed by the time they were used; the call went on a new one.",
+        _PROVIDER,
         zeroed=True,
     ),
 )

@@ -10,6 +10,7 @@ class Connections:
         self._waits = recorder.histograms["upstream_connection_wait_seconds"]
         self._connects = recorder.histograms["upstream_connect_seconds"]
         self._errors = recorder.counters["upstream_connect_errors"]
+        self._stale = recorder.counters["upstream_connections_stale"]
 
     def waited(self, upstream: str, seconds: float) -> None:
         self._waits[upstream,].observe(seconds)
@@ -19,3 +20,6 @@ class Connections:
 
     def failed(self, upstream: str, reason: str) -> None:
         self._errors[upstream, reason].value += 1
+
+    def stale(self, upstream: str) -> None:
+        self._stale[upstream,].value += 1

@@ -105,6 +105,9 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     usage: Usage | None = None
+    estimate: Usage | None = None  # of what broke off, by what had streamed: for the limits alone, never counted
+    drained: str = ""  # whole or late: the answer was read on after its client had left
+    pings: int = 0  # comments that were sent into its silence
     cost: int | None = None  # micro-dollars; None: without usage or without a price
     finish_reason: str = ""
     response_id: str = ""

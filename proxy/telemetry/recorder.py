@@ -111,6 +111,8 @@ class Recorder:
         self._duration = histograms["request_duration_seconds"]
         self._disconnects = counters["client_disconnects"]
         self._aborts = counters["stream_aborts"]
+        self._pings = counters["stream_pings"]
+        self._drained = counters["drained_answers"]
         self._wait = histograms["gate_queue_wait_seconds"]
         self._admissions = counters["gate_admissions"]
         self._retries = counters["upstream_retries"]
@@ -208,6 +210,8 @@ class Recorder:
             self._used(alike, records)
         if alike.is_stream:
             self._streamed([record for record in records if record.first_byte is not None])
+            if pings := sum([record.pings for record in records]):
+                self._pings[alike.operation,].value += pings
         if alike.outcome != Outcome.OK._value_:
             for record in records:
                 self._failed(record)
@@ -343,8 +347,11 @@ class Recorder:
                 self._gap[pair].observe(record.max_gap_seconds)
 
     def _failed(self, record: Record) -> None:
+        if record.drained:
+            self._drained[record.upstream, record.drained].value += 1
         if record.outcome is Outcome.CANCELLED and record.end_reason != "shutdown":
-            self._disconnects[record.operation, record.phase].value += 1
+            phase = "stalled" if record.end_reason == "client_stalled" else record.phase
+            self._disconnects[record.operation, phase].value += 1
         elif record.error_type:
             self._errors[record.operation, record.model, record.error_source, record.error_type].value += 1
         if record.stream and record.first_byte is not None and is_answered(record):

@@ -60,6 +60,7 @@ STREAM_CHUNKS = "penstock.stream.chunks"
 STREAM_BYTES = "penstock.stream.bytes"
 STREAM_MAX_GAP_SECONDS = "penstock.stream.max_gap_seconds"
 STREAM_END_REASON = "penstock.stream.end_reason"
+STREAM_PINGS = "penstock.stream.pings"
 STALL_SECONDS = "penstock.stall_seconds"
 
 EVENT_FIRST_CHUNK = "gen_ai.first_chunk"

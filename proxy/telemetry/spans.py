@@ -330,6 +330,7 @@ class _Tree:
             semconv.STREAM_BYTES: record.bytes_out,
             semconv.STREAM_MAX_GAP_SECONDS: record.max_gap_seconds,
             semconv.STREAM_END_REASON: record.end_reason,
+            semconv.STREAM_PINGS: record.pings,
         }
         ended = record.ended if record.last_byte is None else record.last_byte
         self._add("stream", SpanKind.INTERNAL, operation, first_byte, ended, attributes)

@@ -23,6 +23,8 @@ class Upstream:
         passthrough: the client's own credential is sent along instead.
         connect_seconds, first_byte_seconds, idle_seconds: the three ways to be late.
         connections: most sockets at once, 0 for no bound.
+        idle_connections, keep_alive_seconds: how many that nobody uses are kept, and how long.
+        drain_seconds: how long an answer whose client has left is read on; 0: not at all.
         proxy: the URL of an HTTP proxy on the way to it, with what that asks for; hidden from `repr`.
         ca_file, client_cert_file, client_key_file: in PEM; what it has to show, and what it is shown.
         certificates: changes when one of these files does.
@@ -39,6 +41,9 @@ class Upstream:
     first_byte_seconds: float = 600.0
     idle_seconds: float = 120.0
     connections: int = 0
+    idle_connections: int = 100
+    keep_alive_seconds: float = 30.0
+    drain_seconds: float = 0.0
     propagate_trace: bool = False
     proxy: str | None = field(repr=False, default=None)
     ca_file: str | None = None
@@ -95,6 +100,9 @@ class ConnectionNotes(Protocol):
 
     def failed(self, upstream: str, reason: str) -> None:
         """No connection came to stand: dns, tcp, tls or timeout."""
+
+    def stale(self, upstream: str) -> None:
+        """A kept connection was closed by the time it was used; the request is sent again on a new one."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -189,6 +197,11 @@ class Reply(Protocol):
             AttemptFailed: RESET, the body broke off; GARBAGE, it was malformed. Silence longer than `idle_seconds` ends
                 the whole block with IDLE.
         """
+        ...
+
+    async def drain(self, seconds: float) -> None:
+        """Wait at most so long for the end of the body, so that its connection can serve again; what comes is thrown
+        away. Never raises."""
         ...
 
     async def body(self, limit: int) -> bytes:

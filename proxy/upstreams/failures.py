@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 
 from proxy.core.outcome import Reason
 
@@ -14,7 +15,7 @@ def reason_of(error: BaseException) -> Reason:
         return Reason.CONNECT
     if isinstance(error, aiohttp.ClientPayloadError):
         return Reason.RESET
-    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | aiohttp.InvalidURL):
         return Reason.GARBAGE
     if isinstance(error, asyncio.TimeoutError):
         return Reason.CONNECT

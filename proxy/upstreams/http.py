@@ -8,18 +8,21 @@ environment would see them; decompressing would change the bytes.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from operator import attrgetter
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL
 
@@ -30,13 +33,16 @@ from proxy.upstreams.failures import reason_of
 from proxy.upstreams.websocket import Opening
 from proxy.watch import Late, Watch
 
-KEEP_ALIVE_SECONDS = 30.0  # an idle connection is closed by us before most servers close theirs (nginx 75, uvicorn 5)
+if TYPE_CHECKING:
+    from aiohttp.client_reqrep import ConnectionKey
 
 _CONNECTING = attrgetter(
     "name",
     "base_url",
     "connect_seconds",
     "connections",
+    "idle_connections",
+    "keep_alive_seconds",
     "proxy",
     "ca_file",
     "client_cert_file",
@@ -44,14 +50,7 @@ _CONNECTING = attrgetter(
     "certificates",
 )
 IN_ONE = 1 << 20  # bytes of a body that are sent at once
-
-
-def _to_nobody() -> None:
-    pass
-
-
-# Called when the request that this task makes has its connection: a connector is handed nothing of ours to tell it to.
-_has_connection: ContextVar[Callable[[], None]] = ContextVar("has_connection", default=_to_nobody)
+HELD_BACK = 1 << 16  # bytes of an answer that nobody takes, after which its connection is read no further
 
 
 class HttpTransport:
@@ -82,7 +81,7 @@ class HttpTransport:
         told = {**headers, **upstream.headers}
         if isinstance(body, Streamed) and body.length is not None:
             told["Content-Length"] = str(body.length)
-        return Exchange(session, upstream, method, url, told, body)
+        return Exchange(session, upstream, method, url, told, body, self._notes)
 
     def levels(self) -> list[Connections]:
         """How the connections to each upstream stand that was asked."""
@@ -99,8 +98,28 @@ class HttpTransport:
             await session.close()
 
 
+class _Line(ResponseHandler):
+    """A connection. Whatever ends it is told to whoever reads the answer: aiohttp's leaves a reader waiting when bytes
+    are not HTTP, and takes a reset for the end of an answer that lasts until its connection closes."""
+
+    def set_exception(self, exc: BaseException, *cause: BaseException) -> None:
+        super().set_exception(exc, *cause)
+        self._tell_reader(exc)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if exc is not None:
+            self._tell_reader(exc)
+        super().connection_lost(exc)
+
+    def _tell_reader(self, exc: BaseException) -> None:
+        answer = self._payload
+        if answer is not None and not answer.is_eof() and answer.exception() is None:
+            answer.set_exception(exc)
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Tells what becomes of its connections, and bounds how long one may take to stand: name, TCP and TLS together.
+    """The connections to one upstream: tells what becomes of them, bounds how long one may take to stand (name, TCP and
+    TLS together), and keeps few of those that nobody uses.
 
     A subclass of what the library lets one subclass, because its `TraceConfig` costs each call 22 us, and this 2.
 
@@ -108,9 +127,12 @@ class _Connector(aiohttp.TCPConnector):
         upstream: whose they are. What else it keeps has names with two underscores: those with one are the library's.
     """
 
-    def __init__(self, upstream: str, connect_seconds: float, notes: ConnectionNotes, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.upstream, self.__connect_seconds, self.__notes = upstream, connect_seconds, notes
+    def __init__(self, upstream: Upstream, notes: ConnectionNotes, **settings: Any) -> None:
+        super().__init__(limit=upstream.connections, keepalive_timeout=upstream.keep_alive_seconds, **settings)
+        self._factory = functools.partial(_Line, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # it is a ResponseHandler
+        self.upstream, self.__notes = upstream.name, notes
+        self.__connect_seconds = upstream.connect_seconds
+        self.__most_idle = upstream.idle_connections
         self.__standing: WeakSet[ResponseHandler] = WeakSet()  # the library's name for a connection
         self.__connecting = self.__active = self.__acquired = self.__opened = 0
 
@@ -128,7 +150,8 @@ class _Connector(aiohttp.TCPConnector):
             self.__notes.waited(self.upstream, monotonic() - began)
         else:
             connection = await super().connect(req, traces, timeout)
-        _has_connection.get()()
+        if (exchange := _asking.get(None)) is not None:  # else it is for a WebSocket
+            exchange.has_connection()
         self.__active += 1
         self.__acquired += 1
         connection.add_callback(self.__given_back)
@@ -136,6 +159,24 @@ class _Connector(aiohttp.TCPConnector):
 
     def __given_back(self) -> None:
         self.__active -= 1
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        exchange = _asking.get(None)
+        if exchange is None:
+            return await super()._get(key, traces)
+        if exchange.is_repeated:
+            return None  # a connection that is surely new
+        if (idle := self._conns.get(key)) is not None:
+            idle.rotate(1)  # the one last used: it is the likeliest to stand, and the others come of age
+        connection = await super()._get(key, traces)
+        exchange.is_reused = connection is not None
+        return connection
+
+    def _release(self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        super()._release(key, protocol, should_close=should_close)
+        idle = self._conns.get(key)
+        while idle and len(idle) > self.__most_idle:
+            idle.popleft()[0].close()
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
@@ -178,14 +219,14 @@ def _obstacle(error: BaseException) -> str:
 
 
 def _session(upstream: Upstream, notes: ConnectionNotes) -> aiohttp.ClientSession:
-    settings: dict[str, Any] = {
-        "limit": upstream.connections,
-        "keepalive_timeout": KEEP_ALIVE_SECONDS,
-        "ttl_dns_cache": 60,
-        "ssl": tls.for_upstream(upstream.ca_file, upstream.client_cert_file, upstream.client_key_file) or True,
-    }
     return aiohttp.ClientSession(
-        connector=_Connector(upstream.name, upstream.connect_seconds, notes, **settings),
+        connector=_Connector(
+            upstream,
+            notes,
+            ttl_dns_cache=60,
+            ssl=tls.for_upstream(upstream.ca_file, upstream.client_cert_file, upstream.client_key_file) or True,
+        ),
+        read_bufsize=HELD_BACK,
         timeout=aiohttp.ClientTimeout(total=None),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -195,19 +236,27 @@ def _session(upstream: Upstream, notes: ConnectionNotes) -> aiohttp.ClientSessio
 
 
 class Exchange:
-    """One request and its answer; see `proxy.upstreams.Transport.send`."""
+    """One request and its answer; see `proxy.upstreams.Transport.send`.
+
+    Attributes:
+        is_reused: whether the connection it was sent on had served before.
+        is_repeated: whether it is sent for the second time, because that one was closed by then.
+    """
 
     __slots__ = (
         "_body",
         "_broken",
         "_headers",
         "_method",
+        "_notes",
         "_response",
         "_session",
         "_upstream",
         "_url",
         "_watch",
         "headers",
+        "is_repeated",
+        "is_reused",
         "status",
     )
 
@@ -219,12 +268,14 @@ class Exchange:
         url: URL,
         headers: Mapping[str, str],
         body: bytes | Streamed,
+        notes: ConnectionNotes,
     ) -> None:
-        self._session, self._upstream = session, upstream
+        self._session, self._upstream, self._notes = session, upstream, notes
         self._method, self._url, self._headers, self._body = method, url, headers, body
         self._watch: Watch[Reason] = Watch()
         self._response: aiohttp.ClientResponse | None = None
         self._broken: Exception | None = None  # what the body's own source raised
+        self.is_reused = self.is_repeated = False
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -234,18 +285,7 @@ class Exchange:
             # Connecting has a bound of its own, in the connector; until then this is one for waiting for a free
             # connection, and begins anew when there is one.
             self._watch.expect(Reason.FIRST_BYTE, self._upstream.connect_seconds + self._upstream.first_byte_seconds)
-            told = _has_connection.set(self._connected)
-            try:
-                response = await self._session.request(
-                    self._method,
-                    self._url,
-                    data=self._payload(),
-                    headers=self._headers,
-                    allow_redirects=False,
-                    proxy=self._upstream.proxy,
-                )
-            finally:
-                _has_connection.reset(told)
+            response = await self._ask()
             self._watch.rest()
         except BaseException as error:
             await self._leave(error)
@@ -255,15 +295,39 @@ class Exchange:
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         return self
 
-    def _connected(self) -> None:
+    def has_connection(self) -> None:
+        """There is a connection: from now on the answer is waited for."""
         self._watch.expect(Reason.FIRST_BYTE, self._upstream.first_byte_seconds)
+
+    async def _ask(self) -> aiohttp.ClientResponse:
+        """Send the request. On a kept connection that turns out to be closed nobody has read it: once more, on a new
+        one, and no failure."""
+        _asking.set(self)
+        try:
+            return await self._send()
+        except aiohttp.ClientConnectionError as error:
+            if not self.is_reused or _has_begun(error) or isinstance(self._body, Streamed):
+                raise
+        self._notes.stale(self._upstream.name)
+        self.is_repeated = True
+        return await self._send()
+
+    async def _send(self) -> aiohttp.ClientResponse:
+        return await self._session.request(
+            self._method,
+            self._url,
+            data=self._payload(),
+            headers=self._headers,
+            allow_redirects=False,
+            proxy=self._upstream.proxy,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         response = self._response
         assert response is not None
-        if not response.content.at_eof():
+        if not response.content.at_eof() or response.content.exception() is not None:
             response.close()
         await self._leave(error)
 
@@ -312,10 +376,20 @@ class Exchange:
         self._watch.expect(Reason.IDLE, self._upstream.idle_seconds)
         try:
             return await self._response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except _BROKEN as error:
             raise AttemptFailed(reason_of(error), type(error).__name__) from error
         finally:
             self._watch.rest()
+
+    async def drain(self, seconds: float) -> None:
+        assert self._response is not None
+        rest = self._response.content
+        if rest.at_eof():
+            return
+        with suppress(*_BROKEN):
+            async with asyncio.timeout(seconds):
+                while await rest.readany():
+                    pass
 
     def line(self) -> Line:
         raise AssertionError("nobody asked for a WebSocket")
@@ -325,3 +399,12 @@ class Exchange:
         while len(whole) < limit and (chunk := await self.read()):
             whole += chunk
         return bytes(whole[:limit])
+
+
+_asking: ContextVar[Exchange] = ContextVar("asking")  # whose connection is being looked for: aiohttp hands nothing on
+_BROKEN = (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError)
+
+
+def _has_begun(error: aiohttp.ClientConnectionError) -> bool:
+    """Whether some of an answer's head had come; then aiohttp says so in the place of a message."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)

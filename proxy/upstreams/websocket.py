@@ -111,6 +111,9 @@ class Opening:
         body, self._body = self._body, b""
         return body
 
+    async def drain(self, seconds: float) -> None:
+        """A refusal is read whole, and a line has no end to wait for."""
+
     async def body(self, limit: int) -> bytes:
         return (await self.read())[:limit]
 

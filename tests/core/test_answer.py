@@ -57,7 +57,7 @@ def test_every_dialects_answer_is_understood(body, said):
 def test_an_answer_is_read_as_it_passes_however_it_is_cut(size):
     body, said = ANSWERS["chat"]
     raw = json.dumps(body).encode()
-    reader = BodyReader()
+    reader = BodyReader({})
     for at in range(0, len(raw), size):
         chunk = raw[at : at + size]
         assert reader.feed(chunk) is chunk
@@ -72,7 +72,7 @@ def test_an_answer_is_read_as_it_passes_however_it_is_cut(size):
 
 
 def test_half_an_answer_tells_nothing():
-    reader = BodyReader()
+    reader = BodyReader({})
     reader.feed(json.dumps(ANSWERS["chat"][0]).encode()[:-1])
     reader.close()
     assert (reader.usage, reader.finish_reason) == (None, "")
@@ -80,7 +80,7 @@ def test_half_an_answer_tells_nothing():
 
 def test_an_answer_beyond_the_limit_passes_and_is_not_kept(monkeypatch):
     monkeypatch.setattr(answer, "BODY_LIMIT", 100)
-    reader = BodyReader()
+    reader = BodyReader({})
     raw = json.dumps(ANSWERS["chat"][0]).encode()
     assert b"".join(reader.feed(raw[at : at + 10]) for at in range(0, len(raw), 10)) == raw
     assert reader.close()

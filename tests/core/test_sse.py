@@ -422,16 +422,63 @@ def test_an_event_after_the_finish_reason_does_not_take_it_back():
     assert (known["finish_reason"], whole) == ("stop", True)
 
 
-@dialects
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if name != "comments"])
 @endings
 def test_a_stream_that_ends_before_its_finish_reason_is_not_whole(dialect, ending):
-    """Wherever it was cut off; and from there on it is."""
+    """Wherever it was cut off; and from there on it is, at the end of an event, with its blank line or without."""
     events, _, finish, *_ = DIALECTS[dialect]
     told = written(events, ending)
     body = b"".join(told)
-    complete = len(b"".join(told[: finish + 1])) - 2 * len(ending)
+    ends = [len(b"".join(told[:count])) for count in range(finish + 1, len(told) + 1)]
     for at in range(len(body) + 1):
-        assert read(body[:at])[2] == (at >= complete), at
+        assert read(body[:at])[2] == any(end - 2 * len(ending) <= at <= end for end in ends), at
+
+
+@pytest.mark.parametrize("left", [b"", b"\n", b": pi", b'data: {"usage":{}}', b"data: [DONE]", b"event: x\ndata: {}"])
+def test_what_a_server_leaves_unfinished_behind_the_finish_reason_is_no_cut(left):
+    assert read(b"".join(written(OPENAI_CHAT[:4])) + left)[2]
+
+
+@endings
+@pytest.mark.parametrize("begun", ["", "\ufeff"], ids=["", "BOM"])
+def test_nothing_passes_after_the_end_mark(ending, begun):
+    told = begun.encode() + b"".join(written(OPENAI_CHAT, ending))
+    after = b"".join(written(data(chat({"content": "more"})), ending)) + b"data: {"
+    for at in range(len(told) + len(after)):
+        reader = Reader()
+        passed = reader.feed((told + after)[:at])
+        assert reader.is_over == (at >= len(told))
+        passed += reader.feed((told + after)[at:])
+        assert reader.is_over
+        assert reader.close()
+        assert passed + reader.rest() == told
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        'data: {"choices":[{"index":0,"delta":{"content":"data: [DONE]"}}]}',
+        'data: {"choices":[{"index":0,"delta":{"content":"\\n\\ndata: [DONE]\\n\\n"}}]}',
+        "data: [DONE]x",
+        ": data: [DONE]",
+        "event: data: [DONE]",
+    ],
+)
+@endings
+def test_only_the_end_mark_ends_a_stream(event, ending):
+    reader = Reader()
+    body = b"".join(written([OPENAI_CHAT[0], event], ending))
+    assert reader.feed(body) == body
+    assert not reader.is_over
+
+
+def test_how_much_has_streamed_is_told_by_the_size_of_its_events():
+    reader = Reader()
+    body = b"".join(written(data(*(chat({"content": f"word {number}"}) for number in range(10, 60)))))
+    assert Reader().output_events(100) == 0
+    for at in range(0, len(body), 100):
+        reader.feed(body[at : at + 100])
+    assert abs(reader.output_events(len(body)) - 50) <= 1
 
 
 def test_a_broken_stream_has_told_what_it_had_told():

@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -107,7 +107,8 @@ class Exchange:
 class Scripted:
     """
     Attributes:
-        script: the plays to come; when it is empty, `otherwise` is played.
+        script: the plays to come; when it is empty, `otherwise` is played, or what `improvises` makes up.
+        serving: the connection whose request came last, when a play is made up for it.
         exchanges: every request so far.
         in_flight, peak: requests whose play has not ended, now and at most.
     """
@@ -115,6 +116,8 @@ class Scripted:
     def __init__(self) -> None:
         self.script: deque[Play] = deque()
         self.otherwise: Play = answer(ECHO)
+        self.improvises: Callable[[], Play] = lambda: self.otherwise
+        self.serving: _Line
         self.exchanges: list[Exchange] = []
         self.connections = 0
         self.in_flight = self.peak = 0
@@ -136,10 +139,11 @@ class Scripted:
     async def play(self, line: _Line, exchange: Exchange) -> None:
         """Answer one request."""
         self.exchanges.append(exchange)
+        self.serving = line
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
-            for step in self.script.popleft() if self.script else self.otherwise:
+            for step in self.script.popleft() if self.script else self.improvises():
                 if isinstance(step, bytes):
                     line.writer.write(step)
                     await line.writer.drain()

@@ -226,15 +226,90 @@ async def test_a_stream_that_breaks_off_says_so_in_band(
     assert metrics("usage_missing_total", reason="aborted") == 1
 
 
-@pytest.mark.parametrize("then", [b"", b"zz\r\n", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["silence", "no size", "a head"])
-async def test_a_stream_that_falls_silent_says_so_in_band(upstream: Scripted, then: bytes) -> None:
-    """Bytes that are no chunk count as silence: aiohttp's client drops the connection, and tells the reader nothing."""
+async def test_a_stream_that_falls_silent_says_so_in_band(upstream: Scripted) -> None:
     async with serving(settings(at(upstream.base_url, idle_seconds=0.1))) as house:
-        told = await told_at_the_end(upstream, house, CHUNKED, [then, Act.SILENCE])
+        told = await told_at_the_end(upstream, house, CHUNKED, [Act.SILENCE])
         metrics = await house.metrics()
     assert in_band(told)["code"] == "stream_truncated"
     assert upstream.exchanges[0].gone.is_set()
     assert metrics("stream_aborts_total", reason="idle_timeout") == 1
+
+
+@pytest.mark.parametrize("then", [b"zz\r\n", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["no size", "a head"])
+async def test_a_stream_that_goes_on_with_what_is_no_chunk_is_broken_at_once(
+    upstream: Scripted, house: House, then: bytes
+) -> None:
+    told = await told_at_the_end(upstream, house, CHUNKED, [then, Act.SILENCE])
+    assert in_band(told)["code"] == "stream_truncated"
+    assert upstream.exchanges[0].gone.is_set()
+    assert (await house.metrics())("stream_aborts_total", reason="malformed_sse") == 1
+
+
+@pytest.mark.parametrize("end", [Act.FIN, Act.RST])
+@pytest.mark.parametrize("half", [b'{"id":"c', json.dumps(ECHO).encode()[:-1]])
+async def test_a_cut_answer_without_a_length_is_known_by_its_json(
+    upstream: Scripted, house: House, half: bytes, end: Act
+) -> None:
+    seen = asyncio.Event()
+    head = b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    upstream.plays([head + half, seen, end], [head + json.dumps(ECHO).encode(), Act.FIN])
+    async with wire(house.port) as line:
+        line.send(request())
+        assert await line.head() == 200
+        assert await line.chunk() == half
+        seen.set()
+        assert await line.until_closed() == b""  # no last chunk
+    assert (await house.ask()).json == ECHO
+    metrics = await house.metrics()
+    assert metrics("requests_total", outcome="truncated") == 1
+    assert metrics("requests_total", outcome="ok") == 1
+
+
+async def test_a_compressed_answer_that_lasts_until_its_connection_closes_is_cut_by_a_reset(
+    upstream: Scripted, house: House
+) -> None:
+    seen = asyncio.Event()
+    upstream.plays(
+        [HEAD_CLOSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", seen, Act.RST]
+    )
+    async with wire(house.port) as line:
+        line.send(request(STREAM))
+        assert await line.head() == 200
+        assert await line.chunk() == b"\x1f\x8b"
+        seen.set()
+        assert await line.until_closed() == b""
+    assert (await house.metrics())("requests_total", outcome="truncated") == 1
+
+
+@pytest.mark.parametrize("end", [Act.FIN, Act.RST, Act.SILENCE])
+@pytest.mark.parametrize("after", [b"", chunk(b": late\n\n"), chunk(words("late") * 2000)], ids=["", "little", "much"])
+async def test_a_stream_is_over_with_its_end_mark_whatever_follows(
+    upstream: Scripted, house: House, after: bytes, end: Act
+) -> None:
+    body = b"".join(TELLING)
+    upstream.plays([EVENT_STREAM + chunk(body) + after, end])
+    async with wire(house.port) as line:
+        line.send(request(STREAM))
+        await line.head()
+        assert await line.rest() == body
+    await upstream.exchanges[0].gone.wait()
+    await house.until_idle(seconds=1.0)
+    assert (await house.metrics())("requests_total", outcome="ok") == 1
+
+
+async def test_an_upstream_that_is_slow_to_end_its_stream_keeps_its_connection(
+    upstream: Scripted, house: House
+) -> None:
+    told = asyncio.Event()
+    upstream.plays([EVENT_STREAM + chunk(b"".join(TELLING)), told, LAST], answer(ECHO))
+    async with wire(house.port) as line:
+        line.send(request(STREAM))
+        await line.head()
+        assert (await line.rest()).endswith(DONE)
+        told.set()
+        await house.until_idle()
+        assert (await house.ask()).status == 200
+    assert upstream.connections == 1
 
 
 async def test_a_finish_reason_ends_a_stream_as_well_as_a_mark(upstream: Scripted, house: House) -> None:

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from proxy.api import connections
+from proxy.api.answering import Streams
 from proxy.api.connections import Patience
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Edge, Endpoint, Visit
@@ -219,6 +220,7 @@ async def test_what_an_unforeseen_error_says_is_told_to_nobody(tmp_path, logged)
         lambda: gateway.plan,
         {OPENAI: {CHAT: Endpoint("chat", CHAT, {"POST": fall})}},
         gateway.telemetry,
+        Streams(0, 60),
         asyncio.get_running_loop().time,
     )
     runner = web.ServerRunner(connections.Server(edge, Patience()))

@@ -99,6 +99,7 @@ def test_a_stream(traced, collector, attributes_of):
         "penstock.stream.chunks": 12,
         "penstock.stream.bytes": record.bytes_out,
         "penstock.stream.max_gap_seconds": pytest.approx(0.4),
+        "penstock.stream.pings": 0,
         "penstock.stream.end_reason": "done",
     }
 
