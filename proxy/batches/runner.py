@@ -304,7 +304,8 @@ class Life:
                     if lines and not found.mistakes:
                         await runner.insist(runner.store.fill, batch.id, lines)
             finally:
-                await asyncio.to_thread(reading.close)
+                # handed to its thread at once, and not called back by a second cancelling
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, reading.close))
         except OSError as error:
             message = f"The input file cannot be read: {error.strerror}. Upload it again."
             found.mistakes.append(Mistake("input_file_unreadable", message))
