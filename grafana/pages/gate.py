@@ -176,6 +176,7 @@ PAGE = Page(
                 "cps",
                 Query(rate("upstream_connection_acquires", "provider, how"), "{{provider}} {{how}}"),
                 Query(rate("upstream_connect_errors", "provider, reason"), "{{provider}} failed: {{reason}}"),
+                Query(rate("upstream_connections_stale", "provider"), "{{provider}} kept, and dead"),
             ),
             graph(
                 "Connecting and waiting for a connection, p95",

@@ -100,6 +100,13 @@ PAGE = Page(
         ),
         row(
             graph(
+                "Kept alive, and read on",
+                "Comments sent to clients whose stream was silent, and answers read on for a client that had left.",
+                "cps",
+                Query(rate("stream_pings", "operation"), "comments: {{operation}}"),
+                Query(rate("drained_answers", "provider, result"), "{{provider}} read on: {{result}}"),
+            ),
+            graph(
                 "Tokens by model",
                 "Tokens a second as the providers counted them; input and output together are all of them.",
                 "short",

@@ -111,7 +111,8 @@ class HttpAnswer:
         """There will be no stream, or no more of it."""
         self._streams.open.discard(self)
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    async def start(self, status: int, headers: Mapping[str, str], *, closes: bool = False) -> None:
+        """`closes`: the connection ends with this answer, and says so."""
         streams = is_stream(headers)
         if self.response is not None:
             self._record.status = 200  # as the client saw it, with the first comment
@@ -124,8 +125,9 @@ class HttpAnswer:
         else:
             self.close()
         self.response = _Passing(status=status, headers=self.headers(headers))
-        if self._request.version != HttpVersion11 and "content-length" not in headers:
-            self.response.force_close()  # without chunks, only the connection's end tells the answer's
+        without_end = self._request.version != HttpVersion11 and "content-length" not in headers
+        if closes or without_end:  # without chunks, only the connection's end tells the answer's
+            self.response.force_close()
         try:
             await self.response.prepare(self._request)
         except ConnectionError as error:
@@ -221,9 +223,7 @@ class HttpAnswer:
         """Answer with a whole body; `closes`: and end the connection, whatever else came on it."""
         self._record.status, self._record.first_byte = status, self._now()
         self._record.bytes_out = len(body)
-        await self.start(status, {**headers, "content-length": str(len(body))})
-        if closes and self.response is not None:
-            self.response.force_close()
+        await self.start(status, {**headers, "content-length": str(len(body))}, closes=closes)
         await self.write(body)
         await self.finish()
         self._record.last_byte = self._now()
