@@ -24,12 +24,13 @@ class Late(Exception, Generic[What]):
 class Watch(Generic[What]):
     """Cancels the body of an `async with` block when one of its waits lasts too long, and raises `Late` instead."""
 
-    __slots__ = ("_loop", "_scope", "_timer", "_until", "_what")
+    __slots__ = ("_due", "_loop", "_scope", "_timer", "_until", "_what")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._scope = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when it fires; uvloop's handle does not say so of a time that is as good as now
         self._until: float | None = None
         self._what: What | None = None
 
@@ -38,7 +39,7 @@ class Watch(Generic[What]):
         if not self._in_time():
             return
         self._what, self._until = what, self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._until:
+        if self._timer is None or self._due > self._until:
             self._set(self._until)
 
     def rest(self) -> None:
@@ -58,7 +59,7 @@ class Watch(Generic[What]):
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._look)
+        self._timer, self._due = self._loop.call_at(when, self._look), when
 
     def _look(self) -> None:
         self._timer = None

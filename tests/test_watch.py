@@ -1,6 +1,7 @@
 import asyncio
 
 import pytest
+import uvloop
 
 from proxy.watch import Late, Watch
 from tests.virtual_time import START, everybody_waits, in_virtual_time, loop
@@ -52,6 +53,19 @@ async def test_a_shorter_wait_that_follows_a_longer_one_is_held_to_its_own_time(
 
     assert await lateness(("first byte", 600.0), body) == "idle"
     assert loop().time() == START + 1.0
+
+
+def test_a_wait_that_is_as_good_as_over_may_be_said_anew():
+    """On production's loop, whose timers count whole milliseconds."""
+
+    async def live():
+        async with Watch() as watch:
+            for _ in range(3):
+                watch.expect("idle", 1e-5)
+                watch.expect("idle", 60.0)
+            await asyncio.sleep(0.01)
+
+    uvloop.run(live())
 
 
 @in_virtual_time

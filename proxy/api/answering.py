@@ -52,7 +52,7 @@ class Streams:
         while self._ping_seconds:
             await asyncio.sleep(self._ping_seconds / LOOKS)
             for answer in tuple(self.open):
-                if answer.is_silent():
+                if answer in self.open and answer.is_silent():  # it may have ended while another was pinged
                     with suppress(ClientGone):
                         await answer.ping()
                     await asyncio.sleep(0)  # a thousand of them must not hold up the rest

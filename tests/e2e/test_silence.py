@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 from openai import APIError
 
+from proxy.api.answering import Streams
 from proxy.app import allow_descriptors
 from proxy.config import Gate, Limits, Retry, Server
 from tests.e2e.running import ASK, HELLO, at, serving, settings, until
@@ -143,6 +144,28 @@ async def test_the_sdk_skips_comments_and_raises_what_is_told_in_band(upstream: 
         with pytest.raises(APIError, match="too long") as raised:
             _ = [part async for part in told]
         assert raised.value.code == "context_length_exceeded"
+
+
+async def test_a_stream_that_ends_while_another_is_pinged_gets_no_comment_behind_its_end() -> None:
+    class Answer:
+        """Ends the other one when it is pinged."""
+
+        pinged = 0
+
+        def is_silent(self) -> bool:
+            return True
+
+        async def ping(self) -> None:
+            Answer.pinged += 1
+            streams.open -= streams.open - {self}  # type: ignore[arg-type]
+
+    streams = Streams(0.04, 60.0)
+    streams.open = {Answer(), Answer()}  # type: ignore[arg-type]
+    keeping = asyncio.ensure_future(streams.keep_alive())
+    await until(lambda: Answer.pinged)
+    await asyncio.sleep(0)
+    assert (Answer.pinged, len(streams.open)) == (1, 1)
+    keeping.cancel()
 
 
 async def test_without_ping_seconds_nothing_leaves_before_the_first_byte(upstream: Scripted) -> None:
