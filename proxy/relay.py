@@ -392,7 +392,7 @@ class Relay:
                 raise AttemptFailed(Reason.EOF, "the stream ended without its closing mark")
         except AttemptFailed:
             reader.close()
-            if not reader.done and not reader.error:
+            if not reader.is_finished and not reader.error:
                 raise
 
     async def _drain(self, reply: Reply, record: Record) -> None:

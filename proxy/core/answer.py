@@ -81,7 +81,7 @@ class BodyReader:
     )
 
     error = ""
-    first_token = is_over = done = False
+    first_token = is_over = is_finished = False
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         content_type = headers.get("content-type", "application/json")
@@ -113,7 +113,7 @@ class BodyReader:
         """The body is over. Returns whether it is whole where HTTP does not say so itself: of one that lasted until its
         connection closed, JSON that breaks off tells."""
         if not self._chunks:
-            return True
+            return self._size > 0 or not self._proves_itself
         body = b"".join(self._chunks)
         self._chunks.clear()
         said = read(body)

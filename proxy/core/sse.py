@@ -147,6 +147,12 @@ class Reader:
                     self._note_end(event)
         return self.done or (bool(self.finish_reason) and not self._is_cut())
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the end mark has passed in an event with its blank line, for a client sees no other; known after
+        `close`."""
+        return self.is_over or (self.done and not self._held.strip())
+
     def _is_cut(self) -> bool:
         """Whether the last event is not whole."""
         if self._blind:

@@ -246,7 +246,7 @@ async def test_a_stream_that_goes_on_with_what_is_no_chunk_is_broken_at_once(
 
 
 @pytest.mark.parametrize("end", [Act.FIN, Act.RST])
-@pytest.mark.parametrize("half", [b'{"id":"c', json.dumps(ECHO).encode()[:-1]])
+@pytest.mark.parametrize("half", [b'{"id":"c', json.dumps(ECHO).encode()[:-1]], ids=["little", "nearly all"])
 async def test_a_cut_answer_without_a_length_is_known_by_its_json(
     upstream: Scripted, house: House, half: bytes, end: Act
 ) -> None:
@@ -263,6 +263,25 @@ async def test_a_cut_answer_without_a_length_is_known_by_its_json(
     metrics = await house.metrics()
     assert metrics("requests_total", outcome="truncated") == 1
     assert metrics("requests_total", outcome="ok") == 1
+
+
+async def test_an_answer_without_a_length_of_which_nothing_comes_is_tried_again(
+    upstream: Scripted, house: House
+) -> None:
+    upstream.plays([b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n", Act.FIN], answer(ECHO))
+    assert (await house.ask()).json == ECHO
+    assert len(upstream.exchanges) == 2
+
+
+@pytest.mark.parametrize("left", [b"data: [DONE]", b"data: [DONE]\n"])
+async def test_an_end_mark_without_its_blank_line_is_no_end_when_the_connection_breaks(
+    upstream: Scripted, house: House, left: bytes
+) -> None:
+    """No client would see it: the answer is not whole for whoever waits for it."""
+    told = await told_at_the_end(upstream, house, CHUNKED, [chunk(TELLING[2] + left), Act.RST])
+    before, _, error = told.partition(b"event: error")
+    assert before == TELLING[2]
+    assert in_band(b"event: error" + error)["code"] == "stream_truncated"
 
 
 async def test_a_compressed_answer_that_lasts_until_its_connection_closes_is_cut_by_a_reset(
