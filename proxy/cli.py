@@ -246,6 +246,8 @@ GatewayUrl = Annotated[
 CallerKey = Annotated[
     str, typer.Option("--key", help="A caller's key, if it asks for one.", envvar="PENSTOCK_KEY", show_envvar=True)
 ]
+BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="Its id, such as batch_…")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, a batch a line.")]
 
 
 @batch.command(name="run")
@@ -320,7 +322,7 @@ def batch_run(
 def batch_list(
     url: GatewayUrl = None,
     key: CallerKey = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON, one a line.")] = False,
+    as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """List the batches of a running gateway, newest first."""
@@ -329,10 +331,10 @@ def batch_list(
 
 @batch.command(name="show")
 def batch_show(
-    batch_id: Annotated[str, typer.Argument(metavar="BATCH", help="Its id, such as batch_…")],
+    batch_id: BatchId,
     url: GatewayUrl = None,
     key: CallerKey = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Show one batch of a running gateway."""
@@ -341,10 +343,10 @@ def batch_show(
 
 @batch.command(name="cancel")
 def batch_cancel(
-    batch_id: Annotated[str, typer.Argument(metavar="BATCH", help="Its id, such as batch_…")],
+    batch_id: BatchId,
     url: GatewayUrl = None,
     key: CallerKey = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Cancel one batch of a running gateway; what was answered is kept."""
@@ -358,10 +360,9 @@ def _show_batches(
     config_file: Path | None,
     as_json: bool,
 ) -> None:
-    server = None if url else _checked(lambda: config.load(config_file, os.environ)).server
-    address = url or (_url("127.0.0.1", server.port) if server else "")
+    settings = None if url else _checked(lambda: config.load(config_file, os.environ))
     try:
-        batches = list(ask(bulk.Remote(address, key)))
+        batches = list(ask(bulk.running(settings, url, key)))
     except (bulk.Refused, bulk.Unreachable) as error:
         _fail(str(error), code=2)
     if as_json:

@@ -5,7 +5,7 @@ body -> what it asks for -> the route of its model -> a call for the relay
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from types import MappingProxyType
 
 from proxy.api import dialects, uploads
@@ -13,6 +13,7 @@ from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Handler, Visit
 from proxy.core import asked
 from proxy.core.asked import Asked, Unreadable
+from proxy.core.headers import TO_UPSTREAM
 from proxy.errors import InvalidRequest, ModelNotFound
 from proxy.plan import Plan, Route
 from proxy.relay import Call, Relay, Wanted
@@ -115,20 +116,24 @@ def call(
     *,
     method: str = "POST",
     path: str = "",
+    passed: Set[str] = TO_UPSTREAM,
     reports_usage: bool = False,
+    marks_end: bool = True,
     accept: Callable[[str | None], Awaitable[Line]] | None = None,
 ) -> Call:
+    """What a request asks for, as the relay takes it; `passed` are the headers that may go upstream."""
     return Call(
         method=method,
         path=path or visit.path,
         route=route,
         asked=wanted,
-        headers={**visit.answer.dialect.defaults, **visit.forwarded()},
+        headers={**visit.answer.dialect.defaults, **visit.forwarded(passed)},
         credential=visit.credential,
         priority=visit.priority,
         caller=visit.record.caller,
         deadline=visit.deadline,
         policy=visit.policy,
         reports_usage=reports_usage,
+        marks_end=marks_end,
         accept=accept,
     )

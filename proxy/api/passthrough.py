@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from proxy.api import uploads
+from proxy.api import calling, uploads
 from proxy.api.answering import HttpAnswer
 from proxy.api.dialects import Dialect
 from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
 from proxy.core.headers import PASSED_UPSTREAM
 from proxy.errors import InvalidRequest, UnknownPath
 from proxy.plan import Route
-from proxy.relay import Call, Relay, Sink, Wanted
+from proxy.relay import Relay, Sink, Wanted
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 TO = "x-penstock-upstream"  # the header by which a client names the upstream
@@ -81,20 +81,15 @@ async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route, sink: 
         GatewayError: as `Relay.run`, and for headers that cannot be understood.
     """
     record = visit.record
-    call = Call(
+    asked = calling.call(
+        visit,
+        route,
+        body,
         method=visit.request.method,
-        path=visit.path,
-        route=route,
-        asked=body,
-        headers={**visit.answer.dialect.defaults, **visit.forwarded(PASSED_UPSTREAM)},
-        credential=visit.credential,
-        priority=visit.priority,
-        caller=record.caller,
-        deadline=visit.deadline,
-        policy=visit.policy,
+        passed=PASSED_UPSTREAM,
         marks_end=record.operation in _MARKED,
     )
-    await relay.run(call, sink or visit.answer, record)
+    await relay.run(asked, sink or visit.answer, record)
 
 
 def routed(visit: Visit, dialect: Dialect) -> Route:

@@ -10,7 +10,7 @@ The gateway does the work: it keeps the batch on disk, paces it and tries again.
 a command that is killed loses nothing, and neither does a gateway.
 """
 
-from proxy.bulk.gateways import gateway
+from proxy.bulk.gateways import gateway, running
 from proxy.bulk.prompts import BadInput, Wanted, opened, rows
 from proxy.bulk.remote import Batch, Refused, Remote, Unreachable
 from proxy.bulk.run import Run, Stopped, run
@@ -30,5 +30,6 @@ __all__ = [
     "opened",
     "rows",
     "run",
+    "running",
     "table",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
 
 import uvloop
 
@@ -17,6 +17,18 @@ from proxy.bulk.remote import Remote
 from proxy.config import Secret, Settings
 
 CALLER = "command-line"  # whose batches they are; the same each time, so that a run is found again
+
+
+def running(settings: Settings | None, url: str | None, key: str) -> Remote:
+    """A gateway that runs: the one that is named, else that of the settings, at its usual port.
+
+    Raises:
+        Unreachable: `url` is none.
+    """
+    if url:
+        return Remote(url, key)
+    assert settings is not None
+    return Remote(f"http://127.0.0.1:{settings.server.port}", key)
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def gateway(settings: Settings | None, url: str | None, key: str, concurrency: s
     most = None if concurrency == "auto" else int(concurrency) if concurrency.isdecimal() else 0
     if most == 0:
         raise BadInput("--concurrency must be `auto` or a number above 0")
-    remote = Remote(url or f"http://127.0.0.1:{settings.server.port if settings else 0}", key)
+    remote = running(settings, url, key)
     if url or remote.is_there():
         if most is not None:
             raise BadInput(
@@ -60,7 +72,7 @@ def _embedded(settings: Settings, *, concurrency: int | None = None) -> Iterator
     """
     key = secrets.token_urlsafe(32)
     server = settings.server.model_copy(
-        update={"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0}
+        update={"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0, "tls": None}
     )
     gate = settings.gate.model_copy(update={"concurrency": concurrency or settings.gate.concurrency})
     own = settings.model_copy(update={"server": server, "gate": gate, "callers": {CALLER: Secret(key)}})
@@ -75,18 +87,16 @@ def _embedded(settings: Settings, *, concurrency: int | None = None) -> Iterator
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            try:
-                runner.run(live())
-            except OSError as error:
-                if started.done():
-                    raise
-                started.set_exception(error)
+            runner.run(live())
 
-    thread = threading.Thread(target=run, name="penstock gateway", daemon=True)
-    thread.start()
-    port, loop, stop = started.result()
-    try:
-        yield Remote(f"http://127.0.0.1:{port}", key)
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
+    with ThreadPoolExecutor(1, "penstock gateway") as thread:
+        ended = thread.submit(run)
+        either: tuple[Future[Any], ...] = (started, ended)
+        wait(either, return_when=FIRST_COMPLETED)
+        if ended.done():
+            ended.result()
+        port, loop, stop = started.result()
+        try:
+            yield Remote(f"http://127.0.0.1:{port}", key)
+        finally:
+            loop.call_soon_threadsafe(stop.set)

@@ -148,15 +148,13 @@ def run(
         begun = _begin(spool, out, where or remote.url, fresh=fresh)
         results = _Results(Path(folder), spool)
         if retry_failed:
-            results.collect(remote, begun, _batches(remote, begun))
-            again = [row for row in range(begun.rows) if not results.is_answered(row)]
-            begun.parts += _parts(spool, again)
+            begun.parts += _parts(spool, _failed(remote, begun, results))
         _note(begun, out)
         for part in begun.parts:
             if not part.batch:
                 _hand_in(remote, spool, part, begun, out, Path(folder))
         ended = _watch(remote, begun, progress)
-        results.collect(remote, begun, ended)
+        results.collect(remote, ended)
         if all(batch["status"] == "failed" for batch in ended):
             raise Stopped(_why_invalid(ended))
         return results.give(out, write)
@@ -246,6 +244,17 @@ def _watch(remote: Remote, notes: Notes, progress: Progress) -> list[Batch]:
             pause = min(LOOK_SECONDS_MAX, 1.5 * pause)
 
 
+def _failed(remote: Remote, notes: Notes, results: _Results) -> list[int]:
+    """The rows whose every batch has ended without an answer for them."""
+    batches = {batch["id"]: batch for batch in _batches(remote, notes)}
+    ended = [batch for batch in batches.values() if batch["status"] in ENDED]
+    results.collect(remote, ended)
+    under_way = {
+        row for part in notes.parts if not part.batch or batches[part.batch]["status"] not in ENDED for row in part.rows
+    }
+    return [row for row in range(notes.rows) if row not in under_way and not results.is_answered(row)]
+
+
 def _why_invalid(batches: Iterable[Batch]) -> str:
     said = [
         f"line {error['line']}: {error['message']}" if error.get("line") else str(error.get("message"))
@@ -265,8 +274,8 @@ class _Results:
     def is_answered(self, row: int) -> bool:
         return row in self._found and self._found[row][2]
 
-    def collect(self, remote: Remote, notes: Notes, batches: Iterable[Batch]) -> None:
-        """Fetch the files of batches. An answer stays, whatever a later try brought."""
+    def collect(self, remote: Remote, batches: Iterable[Batch]) -> None:
+        """Fetch the files of batches that have ended, each once. An answer stays, whatever a later try brought."""
         for batch in batches:
             for name, is_answer in (("output_file_id", True), ("error_file_id", False)):
                 if (file := batch.get(name)) is None:

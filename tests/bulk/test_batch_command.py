@@ -20,6 +20,7 @@ from proxy.config import Model, Price, Secret, State
 from proxy.simulator import Profile, Simulator, profiles
 from proxy.simulator import serving as simulating
 from tests.e2e.running import House, at, serving, settings, until
+from tests.e2e.test_tls import certificate
 
 UNEVEN = replace(profiles.INSTANT, first_token_seconds=0.02, first_token_sigma=1.0, output_tokens=4)
 SLOW = replace(UNEVEN, requests_per_minute=6000, requests_burst=10)
@@ -151,10 +152,13 @@ async def test_killed_at_any_time_the_same_command_goes_on_and_nothing_is_paid_t
 
 
 async def test_a_gateway_of_its_own_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The configuration is that of a gateway which serves TLS; the command's own needs none, on loopback."""
     said = prompts(tmp_path, 200)
+    own = certificate(tmp_path, "own")
     async with simulating(SLOW, remember=10_000) as simulator:
         (tmp_path / "penstock.yaml").write_text(
-            f"server: {{port: 1, admin_port: 0}}\nstate: {{path: {tmp_path}/state}}\n"
+            f"server: {{port: 1, admin_port: 0, tls: {{cert_file: {own.cert}, key_file: {own.key}}}}}\n"
+            f"state: {{path: {tmp_path}/state}}\n"
             f'upstreams: {{up: {{base_url: "{simulator.base_url}", api_key: "sk-x"}}}}\n'
             "models: {m: {upstreams: [up]}}\n"
         )
@@ -184,6 +188,20 @@ async def test_a_failure_stands_at_its_place_and_can_be_asked_anew(tmp_path: Pat
         again = await run(tmp_path, *arguments, "--retry-failed")
         assert again.code == 1
         assert asked(simulator) == {"a": 1, "b": 2, "c": 1}
+
+
+async def test_what_still_runs_has_not_failed_and_is_not_asked_anew(tmp_path: Path) -> None:
+    said = prompts(tmp_path, 200)
+    async with through(tmp_path, SLOW) as (house, simulator):
+        arguments = ("run", "in.txt", "-m", "m", "--url", house.origin, "-o", "out.jsonl", "--retry-failed")
+        command = await start(tmp_path, *arguments)
+        await until(lambda: len(simulator.seen) > 40, seconds=20)
+        command.process.send_signal(signal.SIGKILL)
+        await command.process.wait()
+        ended = await run(tmp_path, *arguments)
+        assert ended.code == 0, ended.err
+        assert is_answered([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()], said)
+        assert asked(simulator) == Counter(said)
 
 
 async def test_lines_of_a_batch_come_back_as_lines_of_its_output(tmp_path: Path) -> None:

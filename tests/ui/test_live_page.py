@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -383,6 +384,13 @@ async def test_figures_that_are_no_longer_fresh_are_called_stale(browser: str) -
         assert (await page.text("#age")).startswith("these figures are")
 
 
+async def kept(page: Page) -> tuple[int, int]:
+    """Bytes and nodes that are left of a page after its garbage has been collected."""
+    await page.ask("HeapProfiler.collectGarbage")
+    heap = (await page.ask("Runtime.getHeapUsage"))["usedSize"]
+    return heap, (await page.ask("Memory.getDOMCounters"))["nodes"]
+
+
 async def test_an_hour_of_snapshots_leaves_the_pages_memory_flat(browser: str) -> None:
     async with gateway(LIVELY, limits=Limits()) as house, looking(browser, house) as page:
         await load(house, 60)
@@ -395,15 +403,15 @@ async def test_an_hour_of_snapshots_leaves_the_pages_memory_flat(browser: str) -
             page.show(said);
           }}
         }})"""
-        sizes = []
-        for count in (300, 3300):
-            await page.run(hour.replace("COUNT", str(count)))
-            await page.ask("HeapProfiler.collectGarbage")
-            heap = (await page.ask("Runtime.getHeapUsage"))["usedSize"]
-            sizes.append((heap, (await page.ask("Memory.getDOMCounters"))["nodes"]))
-        (heap, nodes), (later_heap, later_nodes) = sizes
-        assert later_heap - heap < 500_000
-        assert later_nodes - nodes < 200
+        await page.run(hour.replace("COUNT", "300"))
+        heap, nodes = await kept(page)
+        await page.run(hour.replace("COUNT", "3300"))
+        deadline = time.monotonic() + 30
+        while True:  # one collection of garbage need not find all of it
+            later_heap, later_nodes = await kept(page)
+            if later_heap - heap < 500_000 and later_nodes - nodes < 200:
+                break
+            assert time.monotonic() < deadline, (heap, later_heap, nodes, later_nodes)
 
 
 if "LIVE_PNG" in os.environ:  # LIVE_PNG=300 draws docs/live.png anew, after so many seconds
