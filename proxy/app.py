@@ -29,13 +29,15 @@ from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
 from proxy.batches import Batches
-from proxy.config import ConfigError, Problem, Settings, tls
+from proxy.config import PIPELINE, ConfigError, Problem, Settings, tls
+from proxy.core import pipeline
 from proxy.core.concurrency import LEAST
 from proxy.core.gate import Gate, Level, Priority
 from proxy.core.pool import Pool
 from proxy.limits.local import LocalLimits
 from proxy.limits.report import report
-from proxy.plan import Plan, Pools
+from proxy.pipelines import Pipelines
+from proxy.plan import Pipeline, Plan, Pools
 from proxy.relay import Relay
 from proxy.tasks import Tasks
 from proxy.telemetry import AccountLevel, ConnectionLevel, GateLevel, Labels, Levels, Telemetry, Tracing
@@ -101,18 +103,19 @@ class Gateway:
         self.telemetry.levels(lambda: self._levels)
         self._transport = HttpTransport(self.telemetry.connections)
         self._relay = Relay(self.limits, self._transport, self.telemetry, now, wall)
+        calls = Pipelines(self._relay, self.telemetry, now, wall)
         state = settings.state.path
         self._batches = Batches(
-            None if state is None else Path(state), self._relay, self.telemetry, lambda: self.plan, now, wall
+            None if state is None else Path(state), calls, self.telemetry, lambda: self.plan, now, wall
         )
         kept = {
             **files.endpoints(self._batches),
             **batches.endpoints(self._batches, self.telemetry),
-            **jobs.endpoints(self._relay, self._batches, self.telemetry),
+            **jobs.endpoints(calls, self._batches, self.telemetry),
         }
-        others = {dialect: passthrough.endpoints(self._relay, dialect) for dialect in (OPENAI, ANTHROPIC)}
+        others = {dialect: passthrough.endpoints(calls, dialect) for dialect in (OPENAI, ANTHROPIC)}
         endpoints = {
-            OPENAI: others[OPENAI] | openai.endpoints(self._relay) | realtime.endpoints(self._relay) | kept,
+            OPENAI: others[OPENAI] | openai.endpoints(calls) | realtime.endpoints(calls) | kept,
             ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay),
         }
         self._streams = Streams(settings.server.ping_seconds, settings.server.write_stall_seconds)
@@ -251,6 +254,27 @@ class Gateway:
             "circuits": told["upstreams"],
             "batches": [batch | {"model": str(batch["model"])[:NAME_SHOWN]} for batch in batches],
             "batches_left_out": besides,
+            "pipelines": [self._drawn(each) for each in self.plan.pipelines.values()],
+        }
+
+    def _drawn(self, said: Pipeline) -> Mapping[str, object]:
+        """A pipeline as the live page draws it: its steps by stages, with what became of them."""
+        figures = self.telemetry.live.steps(step.label for step in said.steps.values())
+        stages = pipeline.stages({name: step.waits_for for name, step in said.steps.items()})
+        return {
+            "pipeline": said.name,
+            "stages": [
+                [
+                    {
+                        "step": name,
+                        "model": said.steps[name].said.model,
+                        "mapped": said.steps[name].said.map is not None,
+                    }
+                    | figures[said.steps[name].label]
+                    for name in stage
+                ]
+                for stage in stages
+            ],
         }
 
     def _audited(self, controls: web.Application) -> web.Application:
@@ -332,9 +356,10 @@ def _fixed(section: object) -> object:
 def _labels(plan: Plan) -> Labels:
     settings = plan.settings
     return Labels(
-        models=tuple(settings.models),
+        models=(*settings.models, *(f"{PIPELINE}{name}" for name in plan.pipelines)),
         upstreams=tuple(settings.upstreams),
         callers=tuple(settings.callers) if settings.telemetry.per_caller else (),
+        steps=tuple(step.label for each in plan.pipelines.values() for step in each.steps.values()),
         gates=plan.gates,
     )
 

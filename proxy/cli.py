@@ -21,10 +21,11 @@ import typer
 import uvloop
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from proxy import app as gateway_app
-from proxy import bulk, config, demo, simulator
+from proxy import bulk, config, demo, piping, simulator
 from proxy import top as top_screen
 from proxy.config import ConfigError, Settings
 from proxy.simulator import profiles
@@ -42,6 +43,8 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
+pipelines = typer.Typer(help="Draw a pipeline of the configuration, or run it.", no_args_is_help=True)
+cli.add_typer(pipelines, name="pipeline")
 err = Console(stderr=True, highlight=False)
 PRINTED = 160  # columns of a table that goes into a file or a pipe
 
@@ -135,6 +138,45 @@ def new() -> None:
 def schema() -> None:
     """Write the JSON Schema of the configuration, for editors."""
     typer.echo(json.dumps(config.json_schema(), indent=2, ensure_ascii=False))
+
+
+PipelineName = Annotated[str, typer.Argument(help="Its name, without pipeline/.")]
+
+
+@pipelines.command(name="show")
+def show_pipeline(name: PipelineName, config_file: ConfigFile = None) -> None:
+    """Draw the steps of a pipeline; those that may run at the same time stand together."""
+    typer.echo(piping.drawing(name, _pipeline(_checked(lambda: config.load(config_file, os.environ)), name)))
+
+
+@pipelines.command(name="run")
+def run_pipeline(
+    name: PipelineName,
+    text: Annotated[str, typer.Option("--input", help="The input; - reads it from stdin.")],
+    config_file: ConfigFile = None,
+    url: Annotated[
+        str | None, typer.Option(help="Address of a running gateway; without it one is run for this call.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="A caller's key for it.")] = None,
+) -> None:
+    """Run a pipeline once: the answer goes to stdout as it comes, what becomes of the steps to stderr."""
+    said = sys.stdin.read() if text == "-" else text
+    try:
+        if url is not None:
+            piping.ask(url, key, name, said, err.print)
+        else:
+            settings = _checked(lambda: config.load(config_file, os.environ))
+            _pipeline(settings, name)
+            _run(piping.run(settings, name, said, err.print))
+    except piping.Failed as error:
+        _fail(escape(str(error)))
+
+
+def _pipeline(settings: Settings, name: str) -> config.Pipeline:
+    said = settings.pipelines.get(name)
+    if said is None:
+        _fail(f"there is no pipeline `{name}`; there are: {', '.join(settings.pipelines) or 'none'}")
+    return said
 
 
 @cli.command()

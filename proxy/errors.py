@@ -25,6 +25,9 @@ GatewayError
 ├── UpstreamBroke         502  the upstream closed or reset the connection before its answer
 ├── UpstreamGarbage       502  the upstream's answer was not HTTP
 ├── UpstreamTimeout       504  the upstream was late with its first byte
+├── StepRefused           502  a step's upstream said no, with the status it said it with
+├── StepTimeout           504  a step took longer than the configuration allows
+├── StepUnfit             502  a step's answer is not what the configuration asks for
 ├── StreamTruncated       502  the answer broke off after it had begun; told in band
 └── Internal              500  a mistake of ours; logged with its traceback, never shown
 
@@ -34,6 +37,8 @@ ClientGone is not an answer: it says that there is nobody left to answer; Client
 from __future__ import annotations
 
 from typing import ClassVar
+
+from proxy.core.outcome import Reason
 
 
 class ClientGone(Exception):
@@ -52,9 +57,12 @@ class GatewayError(Exception):
         code: a narrower code than the class's own.
         param: the field of the request that is wrong.
         retry_after: seconds after which the client may come back; None when coming back does not help.
+
+    Attributes:
+        more: what else is told of it, beside message, type, param and code.
     """
 
-    status: ClassVar[int] = 500
+    status: int = 500
     default_code: ClassVar[str] = "internal_error"
     kind: ClassVar[str] = "server_error"  # `error.type` in OpenAI's shape
     word: ClassVar[str] = "internal"  # `error_type` of metrics and logs
@@ -69,10 +77,11 @@ class GatewayError(Exception):
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after
+        self.more: dict[str, object] = {}
 
     def as_dict(self) -> dict[str, object]:
         """The body in OpenAI's shape."""
-        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code} | self.more}
 
 
 class Unheard(GatewayError):
@@ -208,6 +217,24 @@ class UpstreamTimeout(UpstreamError):
 
 class StreamTruncated(UpstreamError):
     default_code, word = "stream_truncated", "stream_broken"
+
+
+class StepRefused(UpstreamError):
+    """A step of a pipeline was answered with an error, whose status is told on."""
+
+    default_code = "step_refused"
+
+    def __init__(self, message: str, *, status: int, code: str | None, reason: Reason) -> None:
+        super().__init__(message, code=code)
+        self.status, self.reason = status, reason
+
+
+class StepTimeout(UpstreamError):
+    status, default_code, word = 504, "step_timeout", "timeout"
+
+
+class StepUnfit(UpstreamError):
+    default_code, word = "step_unfit", "unfit"
 
 
 class Internal(GatewayError):

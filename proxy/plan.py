@@ -11,13 +11,13 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
 from proxy import config
-from proxy.config import PASSTHROUGH, Secret, Settings
+from proxy.config import PASSTHROUGH, PIPELINE, Secret, Settings
 from proxy.config.secret import digest, digest_of
 from proxy.core import cost
 from proxy.core.concurrency import Gradient
@@ -56,6 +56,46 @@ class Route:
     name: str  # as the configuration has it, so it may be a label
     dialect: str
     targets: tuple[Target, ...]
+    pipeline: Pipeline | None = None  # the model is one: it has no targets, its steps have
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Step:
+    """One step of a pipeline.
+
+    Attributes:
+        label: pipeline/step, as metrics call it.
+        said: its part of the configuration.
+        waits_for: the steps that must be done before it.
+        route: where its calls go; its own bound is among the pools of each target.
+        fallback: where a call goes that failed there; None: nowhere.
+    """
+
+    name: str
+    label: str
+    said: config.Step
+    waits_for: tuple[str, ...]
+    route: Route
+    fallback: Route | None
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Pipeline:
+    """Steps that are one model; the last of them gives the answer.
+
+    Attributes:
+        progress: whether a streamed answer tells which step has ended.
+    """
+
+    name: str
+    steps: Mapping[str, Step]
+    progress: bool
+
+    @property
+    def routes(self) -> list[Route]:
+        """Of all its calls."""
+        steps = self.steps.values()
+        return [route for step in steps for route in (step.route, step.fallback) if route is not None]
 
 
 class Pools:
@@ -165,6 +205,10 @@ class Plan:
             for upstream in said.upstreams
         ]
         passed = map(_passed, settings.upstreams)
+        for model in _of_steps(settings):
+            name = settings.match(model) or model
+            said = settings.models[name]
+            accounts += [f"{upstream}/{said.upstream_model or model}" for upstream in said.upstreams]
         self.gates = tuple(dict.fromkeys(("process", *self._shared, *accounts, *passed)))
         pools.keep(set(self._shared), set(self.upstreams), accounts)
         priced = {name: said.price for name, said in settings.models.items() if said.price is not None}
@@ -173,6 +217,8 @@ class Plan:
         self._open: OrderedDict[str, Route] = OrderedDict()
         self._direct: dict[tuple[str, ...], Route] = {}
         self.catch_all = _catch_all(settings)
+        self.pipelines = {name: self._pipeline(name, said) for name, said in settings.pipelines.items()}
+        self._exact |= {f"{PIPELINE}{name}": _whole(each) for name, each in self.pipelines.items()}
 
     @property
     def needs_key(self) -> bool:
@@ -193,7 +239,7 @@ class Plan:
         if route is not None:
             return route
         name = self.settings.match(model) if len(model) <= MODEL_LIMIT else None
-        if name is None:
+        if name is None or model.startswith(PIPELINE):
             return None
         route = self._open[model] = self._route(name, model)
         if len(self._open) > OPEN_ROUTES:
@@ -241,6 +287,31 @@ class Plan:
         targets = tuple(self._target(upstream, name, said, asked) for upstream in said.upstreams)
         return Route(name, targets[0].upstream.dialect, targets)
 
+    def _pipeline(self, name: str, said: config.Pipeline) -> Pipeline:
+        waits = said.waits()
+        steps = {}
+        for step, told in said.steps.items():
+            label = f"{name}/{step}"
+            pool = self._shared.get(f"step/{label}")
+            fallback = told.on_error.fallback
+            steps[step] = Step(
+                step,
+                label,
+                told,
+                waits[step],
+                self._bounded(told.model, pool),
+                None if fallback is None else self._bounded(fallback, pool),
+            )
+        return Pipeline(name, steps, said.progress)
+
+    def _bounded(self, model: str, pool: Pool | None) -> Route:
+        """The route of a model, with a bound of one's own."""
+        route = self.route(model)
+        assert route is not None  # or the configuration would have been refused
+        if pool is None:
+            return route
+        return replace(route, targets=tuple(replace(target, pools=(pool, *target.pools)) for target in route.targets))
+
     def _target(self, upstream: str, name: str, said: config.Model, asked: str | None) -> Target:
         there = self.settings.upstreams[upstream]
         account = self._pools.account(
@@ -285,6 +356,11 @@ def _shared(settings: Settings, pools: Pools) -> dict[str, Pool]:
     wanted = {f"pool/{name}": limits for name, limits in settings.pools.items()}
     wanted |= {f"upstream/{name}": said.limits for name, said in settings.upstreams.items()}
     wanted |= {f"model/{name}": said.limits for name, said in settings.models.items()}
+    wanted |= {
+        f"step/{name}/{step}": config.Limits(concurrency=told.concurrency)
+        for name, said in settings.pipelines.items()
+        for step, told in said.steps.items()
+    }
     learning = {
         f"upstream/{name}" for name, said in settings.upstreams.items() if said.self_hosted and said.limits.learn
     }
@@ -293,6 +369,19 @@ def _shared(settings: Settings, pools: Pools) -> dict[str, Pool]:
         for name, limits in wanted.items()
         if name in learning or _bounds(limits)
     }
+
+
+def _of_steps(settings: Settings) -> Iterator[str]:
+    """All models that steps ask, or fall back to."""
+    for said in settings.pipelines.values():
+        for step in said.steps.values():
+            yield step.model
+            if step.on_error.fallback is not None:
+                yield step.on_error.fallback
+
+
+def _whole(said: Pipeline) -> Route:
+    return Route(f"{PIPELINE}{said.name}", "openai", (), said)
 
 
 def _bounds(limits: config.Limits) -> bool:

@@ -103,6 +103,16 @@ class Wanted(Protocol):
         """The body as an upstream gets it that knows the model by this name."""
 
 
+class Memory(Protocol):
+    """Where the steps of a call are kept that is to be finished by whoever comes after us."""
+
+    def recall(self, step: str) -> bytes | None:
+        """What `keep` was given for this step, of an earlier try."""
+
+    async def keep(self, step: str, gave: bytes) -> None:
+        """Returns once it is safe."""
+
+
 @dataclass(slots=True, frozen=True)
 class Policy:
     """How failures are tried again; the words of the configuration's `retry`."""
@@ -126,6 +136,7 @@ class Call:
             ours with this subprotocol.
         marks_end: whether its streams end with a mark, so that one without it is broken.
         seeks: the targets are places where a thing may be: where one says 404, the next is asked.
+        memory: of a pipeline's steps, so that what is paid for is not paid again; None: it is not kept.
     """
 
     method: str
@@ -142,6 +153,7 @@ class Call:
     marks_end: bool = True
     seeks: bool = False
     accept: Callable[[str | None], Awaitable[Line]] | None = None
+    memory: Memory | None = None
 
     @property
     def size(self) -> Size:
@@ -163,6 +175,17 @@ class Setback:
     body: bytes = b""
     retry_after: float | None = None
     error: AttemptFailed | None = None
+
+
+class Runs(Protocol):
+    """What answers a call: the relay, or what stands before it and makes several calls of one."""
+
+    def run(self, call: Call, sink: Sink, record: Record) -> Awaitable[None]:
+        """As `Relay.run`."""
+
+    @property
+    def breakers(self) -> Mapping[str, Breaker]:
+        """By upstream, of those that were ever asked."""
 
 
 class Relay:

@@ -16,12 +16,12 @@ from proxy.core.asked import Asked, Unreadable
 from proxy.core.headers import TO_UPSTREAM
 from proxy.errors import InvalidRequest, ModelNotFound
 from proxy.plan import Plan, Route
-from proxy.relay import Call, Relay, Wanted
+from proxy.relay import Call, Runs, Wanted
 from proxy.upstreams import Line
 
 
 def creating(
-    relay: Relay,
+    relay: Runs,
     dialect: Dialect,
     operation: str,
     path: str,
@@ -47,7 +47,7 @@ def creating(
     return {path: Endpoint(operation, path, {"POST": create, **beside})}
 
 
-def uploading(relay: Relay, dialect: Dialect, operation: str, path: str, otherwise: str = "") -> dict[str, Endpoint]:
+def uploading(relay: Runs, dialect: Dialect, operation: str, path: str, otherwise: str = "") -> dict[str, Endpoint]:
     """The endpoint whose form names a model, which is to answer it; what is in its files streams through."""
 
     async def create(visit: Visit) -> None:
@@ -58,7 +58,7 @@ def uploading(relay: Relay, dialect: Dialect, operation: str, path: str, otherwi
 
 
 async def answer(
-    relay: Relay,
+    relay: Runs,
     visit: Visit,
     wanted: Wanted,
     dialect: Dialect,

@@ -28,7 +28,7 @@ from proxy.core.asked import Asked
 from proxy.core.batch import LINES_MAX, Batch, Status
 from proxy.errors import InvalidRequest, NotFound, StreamTruncated, UpstreamGarbage
 from proxy.plan import Plan
-from proxy.relay import Relay
+from proxy.relay import Runs
 from proxy.telemetry import Telemetry
 
 CHAT = "/v1/chat/completions"
@@ -70,7 +70,7 @@ class _Prompts(_Said, kw_only=True):
     ]
 
 
-def endpoints(relay: Relay, batches: Batches, telemetry: Telemetry) -> dict[str, Endpoint]:
+def endpoints(relay: Runs, batches: Batches, telemetry: Telemetry) -> dict[str, Endpoint]:
     """By path, for the edge."""
     return {
         "/complete": Endpoint("complete", "/complete", {"POST": _complete(relay)}),
@@ -82,7 +82,7 @@ def endpoints(relay: Relay, batches: Batches, telemetry: Telemetry) -> dict[str,
 # ── one prompt ──
 
 
-def _complete(relay: Relay) -> Handler:
+def _complete(relay: Runs) -> Handler:
     async def complete(visit: Visit) -> None:
         said = _read(await visit.body(), _Prompt)
         record = visit.record
@@ -97,7 +97,7 @@ def _complete(relay: Relay) -> Handler:
     return complete
 
 
-async def _answered(visit: Visit, relay: Relay, wanted: Asked) -> Collected:
+async def _answered(visit: Visit, relay: Runs, wanted: Asked) -> Collected:
     """
     Raises:
         GatewayError: there is no answer, or none that is whole.

@@ -15,11 +15,11 @@ from proxy.core.asked import Asked
 from proxy.core.outcome import Outcome
 from proxy.errors import ModelNotFound
 from proxy.plan import Plan, Route
-from proxy.relay import Relay
+from proxy.relay import Runs
 
 
 def endpoints(
-    relay: Relay,
+    relay: Runs,
     dialect: Dialect,
     listed: Callable[[Visit, Sequence[str]], object],
     described: Callable[[Plan, str], object],
@@ -68,7 +68,7 @@ def _stays_below(model: str) -> bool:
     return model.isprintable() and "\\" not in model and {"", ".", ".."}.isdisjoint(model.split("/"))
 
 
-async def _ask_upstream(relay: Relay, visit: Visit, route: Route, model: str, path: str) -> None:
+async def _ask_upstream(relay: Runs, visit: Visit, route: Route, model: str, path: str) -> None:
     visit.record.model = route.name
     about = Asked(body=b"", model=model, stream=False, max_tokens=None, wants_usage=False)
     await relay.run(call(visit, route, about, method="GET", path=path), visit.answer, visit.record)

@@ -9,12 +9,12 @@ from proxy.api.calling import creating, uploading
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Endpoint, Visit
 from proxy.plan import Plan
-from proxy.relay import Relay
+from proxy.relay import Runs
 
 _PAINTER = "dall-e-2"  # the model of images whose request names none; so OpenAI's reference has it
 
 
-def endpoints(relay: Relay) -> dict[str, Endpoint]:
+def endpoints(relay: Runs) -> dict[str, Endpoint]:
     """By path, for the edge."""
     passed = passthrough.handler(relay, OPENAI)
     return {
@@ -39,4 +39,6 @@ def _listed(visit: Visit, names: Sequence[str]) -> dict[str, object]:
 
 
 def _described(plan: Plan, model: str) -> dict[str, object]:
-    return {"id": model, "object": "model", "created": 0, "owned_by": plan.settings.models[model].upstreams[0]}
+    said = plan.settings.models.get(model)
+    owner = said.upstreams[0] if said is not None else "penstock"  # a pipeline
+    return {"id": model, "object": "model", "created": 0, "owned_by": owner}

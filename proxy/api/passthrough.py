@@ -16,7 +16,7 @@ from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
 from proxy.core.headers import PASSED_UPSTREAM
 from proxy.errors import InvalidRequest, UnknownPath
 from proxy.plan import Route
-from proxy.relay import Relay, Sink, Wanted
+from proxy.relay import Runs, Sink, Wanted
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 TO = "x-penstock-upstream"  # the header by which a client names the upstream
@@ -52,7 +52,7 @@ UNKNOWN = "passthrough"  # the word of all other paths
 _MARKED = frozenset({"chat", "responses", "threads"})  # whose streams end with a mark, and are broken without it
 
 
-def endpoints(relay: Relay, dialect: Dialect) -> dict[str, Endpoint]:
+def endpoints(relay: Runs, dialect: Dialect) -> dict[str, Endpoint]:
     """By path, for the edge: all of /v1 but what is more exact."""
     handlers = dict.fromkeys(METHODS, handler(relay, dialect))
     found = {"/v1/": Endpoint(UNKNOWN, "/v1/{path}", handlers), "/v1/v1/": NOWHERE}  # a slip in a base_url
@@ -63,7 +63,7 @@ def endpoints(relay: Relay, dialect: Dialect) -> dict[str, Endpoint]:
     return found
 
 
-def handler(relay: Relay, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] | None = None) -> Handler:
+def handler(relay: Runs, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] | None = None) -> Handler:
     """What passes a request on, whatever its method; its answer into a sink, where that changes any of it."""
 
     async def pass_through(visit: Visit) -> None:
@@ -74,7 +74,7 @@ def handler(relay: Relay, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] |
     return pass_through
 
 
-async def pass_on(relay: Relay, visit: Visit, body: Wanted, route: Route, sink: Sink | None = None) -> None:
+async def pass_on(relay: Runs, visit: Visit, body: Wanted, route: Route, sink: Sink | None = None) -> None:
     """Send a request on as it is, with this body, to a target of `route`, and its answer back, or into `sink`.
 
     Raises:

@@ -21,7 +21,7 @@ from proxy.api.edge import Endpoint, Visit
 from proxy.core.headers import subprotocols
 from proxy.errors import ClientGone, Draining, GatewayError, InvalidRequest, Unauthorized
 from proxy.plan import Route
-from proxy.relay import Relay
+from proxy.relay import Runs
 from proxy.upstreams import Closing, Message, Upgrade
 
 PATH = "/v1/realtime"
@@ -33,7 +33,7 @@ CLOSE_SECONDS = 2.0  # for the client to close as well
 GOING_AWAY, TOO_BIG, INTERNAL_ERROR = 1001, 1009, 1011  # RFC 6455, 7.4.1
 
 
-def endpoints(relay: Relay) -> dict[str, Endpoint]:
+def endpoints(relay: Runs) -> dict[str, Endpoint]:
     """By path, for the edge."""
 
     async def connect(visit: Visit) -> None:

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from proxy.batches.lane import Pause
 from proxy.batches.store import Item
 from proxy.collected import ANSWER_BYTES_MAX, Collected
@@ -25,12 +27,13 @@ from proxy.errors import (
     ModelNotFound,
     QueueFull,
     QueueTimeout,
+    StepRefused,
     UpstreamError,
     UpstreamShut,
     UpstreamUnreachable,
 )
 from proxy.plan import Plan, Route
-from proxy.relay import Call, Policy, Relay
+from proxy.relay import Call, Memory, Policy, Runs
 from proxy.telemetry import Record, Telemetry, story
 
 log = logging.getLogger("penstock.batches")
@@ -70,7 +73,7 @@ class Items:
 
     def __init__(
         self,
-        relay: Relay,
+        relay: Runs,
         telemetry: Telemetry,
         plan: Callable[[], Plan],
         now: Callable[[], float],
@@ -89,7 +92,7 @@ class Items:
         record.decided = decided
         return record
 
-    async def run(self, of: Batch, item: Item, line: bytes, record: Record) -> Ended:
+    async def run(self, of: Batch, item: Item, line: bytes, record: Record, memory: Memory | None) -> Ended:
         """One claim's run. What nobody foresaw is logged, and is the item's failure: it would be so again."""
         sink = Collected()
         with self._telemetry.request(record):
@@ -99,7 +102,7 @@ class Items:
                 if route is None:
                     raise ModelNotFound(f"the model `{of.model}` is not known here any more")
                 record.model = route.name
-                await self._relay.run(self._call(of, line, record, route, plan), sink, record)
+                await self._relay.run(self._call(of, line, record, route, plan, memory), sink, record)
             except GatewayError as error:
                 return self._refused(of, item, record, error)
             except ClientGone:
@@ -115,7 +118,7 @@ class Items:
                 return Ended(End.FAILED, self._unanswered(of, item, Internal.default_code, message))
         return self._answered(of, item, record, sink)
 
-    def _call(self, of: Batch, line: bytes, record: Record, route: Route, plan: Plan) -> Call:
+    def _call(self, of: Batch, line: bytes, record: Record, route: Route, plan: Plan, memory: Memory | None) -> Call:
         wanted = asked.read(batch.body_of(line))
         record.max_tokens, record.bytes_in = wanted.max_tokens, len(wanted.body)
         retry = plan.settings.retry
@@ -131,9 +134,13 @@ class Items:
             deadline=self._now() + of.expires_at - self._wall(),
             policy=Policy(retry.attempts, retry.base_seconds, retry.cap_seconds),
             reports_usage=False,
+            memory=memory,
         )
 
     def _answered(self, of: Batch, item: Item, record: Record, sink: Collected) -> Ended:
+        if record.run is not None:  # a pipeline that failed has raised
+            line = batch.answered(record.request_id, item.custom_id, sink.status, record.request_id, sink.body)
+            return Ended(End.DONE, Result(True, line, record.usage))
         last = record.attempts[-1]
         end = batch.end_of(record.outcome, last.meaning.reason, sink.status)
         if end is End.PAUSE:
@@ -165,8 +172,18 @@ class Items:
             return self._pause(Reason.CONNECT.value, str(error), None)
         if isinstance(error, ModelNotFound):  # a reload took it away, and another may give it back
             return self._pause(error.code, str(error), None)
+        if isinstance(error, StepRefused):
+            end = batch.end_of(record.outcome, error.reason, error.status)
+            if end is End.PAUSE:
+                return self._pause(error.reason.value, str(error), None)
+            if end is End.AGAIN:
+                return Ended(End.AGAIN)
         if self._may_run_again(record, item):
             return Ended(End.AGAIN, retry_after=0.0)
+        if error.more:  # what a pipeline tells with it
+            body = msgspec.json.encode(error.as_dict())
+            line = batch.answered(record.request_id, item.custom_id, error.status, record.request_id, body)
+            return Ended(End.FAILED, Result(False, line))
         return Ended(End.FAILED, self._unanswered(of, item, error.code, str(error)))
 
     @staticmethod

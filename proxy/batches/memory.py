@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ class _Line:
     attempt: int = 0
     until: float = 0.0
     output: bytes | None = None
+    steps: dict[str, bytes] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -100,6 +101,13 @@ class MemoryStore:
         for line in filter(None, map(self._claimed, items)):
             line.state = "queued"
 
+    async def keep_step(self, item: Item, step: str, gave: bytes) -> None:
+        if (line := self._claimed(item)) is not None:
+            line.steps[step] = gave
+
+    async def steps(self, item: Item) -> dict[str, bytes]:
+        return dict(self._lines[item.batch][item.line].steps)
+
     async def finish(self, item: Item, result: Result, now: float) -> int | None:
         if (line := self._claimed(item)) is None:
             return None
@@ -110,6 +118,7 @@ class MemoryStore:
 
     def _ended(self, batch_id: str, line: _Line, result: Result, now: float) -> Batch:
         line.state, line.output = "done" if result.is_done else "failed", result.line
+        line.steps.clear()
         batch = self._batches[batch_id] = rules.counted(self._batches[batch_id], result)
         file_id = batch.output_file_id if result.is_done else batch.error_file_id
         if (file := self._files.get(file_id)) is None:

@@ -24,9 +24,11 @@ from proxy.batches.inputs import Inputs, Reading
 from proxy.batches.item import Items
 from proxy.batches.lane import Lane, Pause
 from proxy.batches.store import Item, Store
+from proxy.config import PIPELINE
 from proxy.core import batch as rules
 from proxy.core.batch import Batch, Input, Mistake, NotPossible, Result, Status
 from proxy.errors import StateUnavailable
+from proxy.relay import Memory
 from proxy.tasks import Tasks
 from proxy.telemetry import BatchLevel, Record
 
@@ -62,8 +64,7 @@ class Run:
     @property
     def waits(self) -> bool:
         """Nothing of it is at an upstream, and it has no result yet."""
-        attempts = self.record.attempts
-        return not self.record.ended and not (attempts and attempts[-1].ended is None)
+        return not self.record.ended and not self.record.is_sent
 
 
 class Runner:
@@ -346,7 +347,8 @@ class Life:
     async def _run(self, item: Item, line: bytes, record: Record, place: Place) -> None:
         runner, lane = self._runner, place.lane
         try:
-            ended = await runner.items.run(self.batch, item, line, record)
+            memory = await self._memory(item)
+            ended = await runner.items.run(self.batch, item, line, record, memory)
         except asyncio.CancelledError:
             lane.given_up()
             raise
@@ -365,6 +367,18 @@ class Life:
             lane.breathe(ended.retry_after)
         await runner.insist(runner.store.release, [item])
         self.more.set()
+
+    async def _memory(self, item: Item) -> Memory | None:
+        """Of a pipeline's steps; any other item has none."""
+        runner = self._runner
+        if not self.batch.model.startswith(PIPELINE):
+            return None
+        before = await runner.insist(runner.store.steps, item)
+
+        async def keep(step: str, gave: bytes) -> None:
+            await runner.insist(runner.store.keep_step, item, step, gave)
+
+        return Steps(before, keep)
 
     async def _keep(self, item: Item, result: Result) -> None:
         runner = self._runner
@@ -406,6 +420,19 @@ class Life:
                     self.batch = await runner.insist(runner.store.close, batch.id, status, runner.wall())
         self.left = 0
         await runner.ended(self.batch)
+
+
+class Steps:
+    """What the steps of a pipeline gave, kept with their item; see `proxy.relay.Memory`."""
+
+    def __init__(self, before: dict[str, bytes], keep: Callable[[str, bytes], Awaitable[None]]) -> None:
+        self._before, self._keep = before, keep
+
+    def recall(self, step: str) -> bytes | None:
+        return self._before.get(step)
+
+    async def keep(self, step: str, gave: bytes) -> None:
+        await self._keep(step, gave)
 
 
 class Place:

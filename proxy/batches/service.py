@@ -24,7 +24,7 @@ from proxy.batches.store import Page, Store
 from proxy.core.batch import WINDOWS, Batch, File, Mistake, NotPossible, Status
 from proxy.errors import NotFound, StateOff, WrongState
 from proxy.plan import Plan
-from proxy.relay import Relay
+from proxy.relay import Runs
 from proxy.telemetry import BatchLevel, Telemetry
 
 log = logging.getLogger("penstock.batches")
@@ -65,7 +65,7 @@ class Batches:
     def __init__(
         self,
         directory: Path | None,
-        relay: Relay,
+        relay: Runs,
         telemetry: Telemetry,
         plan: Callable[[], Plan],
         now: Callable[[], float],
@@ -152,7 +152,8 @@ class Batches:
         if route.dialect != "openai":
             message = f"The model '{model[:200]}' is served by an upstream that speaks {route.dialect}'s API."
             return Mistake("model_not_found", message, 1, "body.model")
-        if any(target.upstream.passthrough for target in route.targets):
+        routes = [route] if route.pipeline is None else route.pipeline.routes
+        if any(target.upstream.passthrough for each in routes for target in each.targets):
             message = f"The model '{model[:200]}' is called with each client's own key, and none is kept for a batch."
             return Mistake("model_not_found", message, 1, "body.model")
         return None

@@ -35,10 +35,9 @@ FILE = "penstock.db"
 GATHER_SECONDS = 0.005  # what comes within it shares a commit
 GROUP_MAX = 1000
 BUSY_SECONDS = 30.0  # for which another program may hold the file, as a backup does
-VERSION = 1
-
 _QUEUED, _CLAIMED, _DONE, _FAILED = range(4)
-_SCHEMA = """
+_SCHEMA = (  # what each version added to the one before
+    """
 CREATE TABLE files (n INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, purpose TEXT NOT NULL,
                     batch TEXT NOT NULL, expires_at INTEGER, doc BLOB NOT NULL);
 CREATE INDEX files_of_owner ON files (owner, n);
@@ -52,7 +51,13 @@ CREATE TABLE items (batch INTEGER NOT NULL, line INTEGER NOT NULL, start INTEGER
                     until REAL, output BLOB, PRIMARY KEY (batch, line));
 CREATE INDEX items_queued ON items (batch, line) WHERE state = 0;
 CREATE INDEX items_claimed ON items (until) WHERE state = 1;
-"""
+""",
+    """
+CREATE TABLE steps (batch INTEGER NOT NULL, line INTEGER NOT NULL, step TEXT NOT NULL, gave BLOB NOT NULL,
+                    PRIMARY KEY (batch, line, step)) WITHOUT ROWID;
+""",
+)
+VERSION = len(_SCHEMA)
 _ENCODE = msgspec.json.encode
 _BATCH = msgspec.json.Decoder(Batch)
 _FILE = msgspec.json.Decoder(File)
@@ -195,6 +200,23 @@ class SqliteStore:
     async def release(self, items: Sequence[Item]) -> None:
         await self._write(lambda db: _mark(db, items, "state = ?", _QUEUED))
 
+    async def keep_step(self, item: Item, step: str, gave: bytes) -> None:
+        def keep(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT OR REPLACE INTO steps SELECT batch, line, ?, ? FROM items"
+                " WHERE batch = (SELECT n FROM batches WHERE id = ?) AND line = ? AND state = 1 AND attempt = ?",
+                (step, gave, item.batch, item.line, item.attempt),
+            )
+
+        await self._write(keep)
+
+    async def steps(self, item: Item) -> dict[str, bytes]:
+        def read(db: sqlite3.Connection) -> dict[str, bytes]:
+            found = "SELECT step, gave FROM steps WHERE batch = (SELECT n FROM batches WHERE id = ?) AND line = ?"
+            return dict(db.execute(found, (item.batch, item.line)).fetchall())
+
+        return await self._read(read)
+
     async def finish(self, item: Item, result: Result, now: float) -> int | None:
         def finish(db: sqlite3.Connection) -> int | None:
             n, batch = _one(db, item.batch)
@@ -205,6 +227,7 @@ class SqliteStore:
             )
             if not changed.rowcount:
                 return None
+            db.execute("DELETE FROM steps WHERE batch = ? AND line = ?", (n, item.line))
             batch = rules.counted(batch, result)
             _grow(db, batch, done=result.is_done, size=len(result.line), now=now)
             if not batch.pending and batch.status is Status.IN_PROGRESS:
@@ -226,6 +249,7 @@ class SqliteStore:
                 batch = rules.counted(batch, result)
                 db.execute(end, (result.line, n, line))
                 size += len(result.line)
+            db.execute("DELETE FROM steps WHERE batch = ?", (n,))
             if size:
                 _grow(db, batch, done=False, size=size, now=now)
             if batch.output_seconds is not None:
@@ -387,8 +411,8 @@ def _connected(path: Path) -> sqlite3.Connection:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise StateOff("state was written by a later version of the gateway; run that one, or set another state.path")
-    if not version:
-        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+    for number, added in enumerate(_SCHEMA[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {number}; COMMIT;")
     db.execute("UPDATE items SET state = 0, until = NULL WHERE state = 1")  # rule 2
     return db
 

@@ -8,6 +8,7 @@ Rules
 3. Result, state and counts are one commit. With the last of them the batch is finalizing.
 4. An open batch needs the bytes of its input, even when their file has been deleted.
 5. What has an owner is found only by its owner.
+6. What a pipeline's steps gave is kept with their item until that has ended, so that nobody pays for them again.
 """
 
 from __future__ import annotations
@@ -108,6 +109,14 @@ class Store(Protocol):
 
     async def release(self, items: Sequence[Item]) -> None:
         """Give claims back: their items are queued again."""
+        ...
+
+    async def keep_step(self, item: Item, step: str, gave: bytes) -> None:
+        """A step of an item has ended; nothing is kept where the claim is not in force."""
+        ...
+
+    async def steps(self, item: Item) -> dict[str, bytes]:
+        """What was kept of an item's steps, under any claim."""
         ...
 
     async def finish(self, item: Item, result: Result, now: float) -> int | None:

@@ -4,6 +4,7 @@
 """
 
 from proxy.config.loading import load
+from proxy.config.pipelines import PIPELINE
 from proxy.config.problems import ConfigError, Problem
 from proxy.config.secret import PASSTHROUGH, Secret, hashed
 from proxy.config.settings import (
@@ -11,29 +12,40 @@ from proxy.config.settings import (
     Gate,
     Jobs,
     Limits,
+    Map,
+    Message,
     Model,
+    OnError,
     Passthrough,
+    Pipeline,
     Price,
     Retry,
     Server,
     Settings,
     State,
+    Step,
     Telemetry,
     Tls,
     Upstream,
+    When,
     describe,
     json_schema,
 )
 
 __all__ = [
     "PASSTHROUGH",
+    "PIPELINE",
     "Batches",
     "ConfigError",
     "Gate",
     "Jobs",
     "Limits",
+    "Map",
+    "Message",
     "Model",
+    "OnError",
     "Passthrough",
+    "Pipeline",
     "Price",
     "Problem",
     "Retry",
@@ -41,9 +53,11 @@ __all__ = [
     "Server",
     "Settings",
     "State",
+    "Step",
     "Telemetry",
     "Tls",
     "Upstream",
+    "When",
     "describe",
     "hashed",
     "json_schema",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Any
 
+from proxy.config import pipelines
 from proxy.config.problems import Path, nearest
 from proxy.config.secret import PASSTHROUGH, Secret, digest_of
 
@@ -29,6 +30,7 @@ def contradictions(tree: Tree) -> Found:
     yield from _shared_keys(tree)
     yield from _weightless(tree)
     yield from _base_beyond_cap(tree)
+    yield from pipelines.contradictions(tree)
 
 
 def _nothing_to_serve(tree: Tree) -> Found:

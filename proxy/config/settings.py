@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -30,7 +31,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from proxy.config import secret, tls
 from proxy.config.consistency import contradictions
+from proxy.config.pipelines import written
 from proxy.config.secret import PASSTHROUGH, Secret
+from proxy.core import pipeline
 
 COUNT_MAX = 10**12  # more than any limit sold; small enough that a float holds it exactly
 SECONDS_MAX = 86_400.0  # a day; whoever writes more means milliseconds
@@ -84,6 +87,12 @@ def _base_url(url: str) -> str:
     if not all("!" <= character <= "~" for character in url) or "\\" in url:
         raise _wrong("holds a character that no URL may hold; percent-encode it")
     return url.rstrip("/")
+
+
+def _or_in_short(whole: JsonSchemaValue, short: JsonSchemaValue) -> JsonSchemaValue:
+    """The schema of a part that a word or a text can stand for."""
+    told = whole.pop("description")
+    return {"description": told, "anyOf": [short, whole]}
 
 
 def _api_key(value: object) -> Secret | Literal["passthrough"] | None:
@@ -233,9 +242,7 @@ class Limits(_Part):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        ceilings = handler.resolve_ref_schema(handler(schema))
-        told = ceilings.pop("description")
-        return {"description": told, "anyOf": [{"const": "auto"}, ceilings]}
+        return _or_in_short(handler.resolve_ref_schema(handler(schema)), {"const": "auto"})
 
 
 _AUTO: Any = Field(default_factory=Limits, json_schema_extra={"default": "auto"})
@@ -329,6 +336,123 @@ class Model(_Part):
     """Name of a pool whose limits its calls share."""
     price: Price | None = None
     """What its tokens cost; without it its calls are counted as unpriced."""
+
+
+class Message(_Part):
+    """One message of a step's request."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """Who says it."""
+    content: str
+    """Template of what is said."""
+
+
+class Map(_Part):
+    """A list, for each item of which a step is run: a template, or a mapping."""
+
+    over: Text
+    """Template of a JSON list, as in "{steps.split}"; the step's own templates have each item as {item}."""
+    concurrency: Count = 100
+    """Most items of one list at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) == 1 and list(value.values()) == [None]:
+            raise _wrong("holds braces that YAML takes for a mapping; put it in quotes")
+        return {"over": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return _or_in_short(handler.resolve_ref_schema(handler(schema)), {"type": "string"})
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[
+    tuple[Text, ...], Field(strict=False), BeforeValidator(_several, json_schema_input_type=str | list[str])
+]
+
+
+class When(_Part):
+    """What a text must be for a step to run; case, and space around it, do not matter."""
+
+    value: str
+    """Template of the text, as in "{steps.kind}"."""
+    equals: Texts = ()
+    """It is one of these."""
+    differs: Texts = ()
+    """It is none of these."""
+    contains: Texts = ()
+    """One of these stands in it."""
+    lacks: Texts = ()
+    """None of these stands in it."""
+
+
+class OnError(_Part):
+    """What becomes of a pipeline whose step failed: the word `fail` or `skip`, or a mapping."""
+
+    skip: bool = False
+    """Whether it goes on as if the step had given an empty text; `skip` for short."""
+    fallback: ModelName | None = None
+    """A model that is asked in the place of the step's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in ("fail", "skip"):
+            raise _wrong("must be fail, skip or {fallback: MODEL}")
+        return {"skip": value == "skip"}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return _or_in_short(handler.resolve_ref_schema(handler(schema)), {"enum": ["fail", "skip"]})
+
+
+class Step(_Part):
+    """One step of a pipeline: a call to a model. Its templates hold {input}, {steps.NAME} and, in a map, {item}."""
+
+    model: ModelName
+    """The model that is asked, one that `models` stands for."""
+    prompt: str | None = None
+    """Template of what the user says; or give messages."""
+    messages: Annotated[tuple[Message, ...], Field(strict=False)] = ()
+    """All messages, where more than one is needed."""
+    parallel: bool = False
+    """Whether it waits for the steps that it names only, and not for all before it."""
+    map: Map | None = None
+    """A list, for each item of which the step is run; it gives the list of the answers."""
+    when: When | None = None
+    """A condition for the step; where it does not hold, the step gives an empty text."""
+    on_error: OnError = Field(default_factory=OnError, json_schema_extra={"default": "fail"})
+    """What becomes of the pipeline if the step fails; in a map, what becomes of the item."""
+    concurrency: Count | None = None
+    """Most calls of this step at once, over all runs of the pipeline."""
+    max_tokens: Count | None = None
+    """Most tokens of its answer."""
+    timeout_seconds: Seconds | None = None
+    """How long one call of it may take, the wait for its place among it."""
+    output: Mapping[str, Any] | None = None
+    """JSON Schema of the answer: the model is asked for it, and an answer that does not fit fails the step."""
+    parameters: Mapping[str, Any] = {}
+    """Further fields of its request, as in {temperature: 0}."""
+
+
+class Pipeline(_Part):
+    """Steps that are one model to whoever calls: pipeline/NAME."""
+
+    steps: Annotated[Mapping[Name, Step], Field(min_length=1, json_schema_extra={"propertyNames": {"pattern": _NAME}})]
+    """The steps by name, in their order. The last one gives the answer."""
+    progress: bool = False
+    """Whether a streamed answer begins at once, and tells in comments which step has ended."""
+
+    def waits(self) -> dict[str, tuple[str, ...]]:
+        """For each step, those that must be done before it."""
+        return pipeline.waits({name: written(step.model_dump()) for name, step in self.steps.items()})
 
 
 class Gate(_Part):
@@ -440,6 +564,8 @@ class Settings(BaseSettings):
     ] = {}
     """The models, as clients name them: exact, a beginning such as `claude-*`, or `*` for any other. The longest match
     wins."""
+    pipelines: Annotated[Mapping[Name, Pipeline], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}
+    """Steps that are run one after the other, by names of your own; a client asks for the model pipeline/NAME."""
     gate: Gate = Gate()
     """How many calls this process lets through, and how many may wait."""
     callers: Annotated[Mapping[Name, CallerKey], Field(json_schema_extra={"propertyNames": {"pattern": _NAME}})] = {}

@@ -19,7 +19,7 @@ Nothing here awaits, and nothing here may fail a call: what cannot be written is
 
 from proxy.telemetry.levels import AccountLevel, BatchLevel, ConnectionLevel, GateLevel, Levels
 from proxy.telemetry.log import story
-from proxy.telemetry.record import Attempt, Pause, Record
+from proxy.telemetry.record import Attempt, Pause, Record, Run, StepTaken
 from proxy.telemetry.recorder import Labels
 from proxy.telemetry.telemetry import OpenAttempt, OpenRequest, Telemetry, server_timing
 from proxy.telemetry.trace import Tracing
@@ -36,6 +36,8 @@ __all__ = [
     "OpenRequest",
     "Pause",
     "Record",
+    "Run",
+    "StepTaken",
     "Telemetry",
     "Tracing",
     "server_timing",

@@ -74,6 +74,7 @@ UPSTREAMS = Configured("upstreams", cap=50)
 CREDENTIALS = Configured("upstreams", cap=50)  # each upstream has one
 GATES = Configured("gates", cap=300)  # the process, and one for each pool, upstream and model
 KEYS = Configured("callers", cap=200)
+STEPS = Configured("steps", cap=200)  # pipeline/step
 
 # operations whose answers count tokens
 _WITH_TOKENS = ("chat", "completions", "embeddings", "responses", "messages", "complete")
@@ -126,6 +127,7 @@ ERROR_TYPES = (
     "upstream_4xx",
     "upstream_5xx",
     "stream_broken",
+    "unfit",
     "internal",
 )
 ABORTS = (
@@ -155,6 +157,7 @@ JOBS = tuple(status.value for status in batch.OPEN)
 JOB_ENDS = tuple(status.value for status in batch.Status if status.is_final)
 ITEM_ENDS = tuple(end.value for end in batch.End)
 STAGES = ("auth", "parse", "route", "send", "relay", "usage", "log")
+STEP_RESULTS = ("ok", "fallback", "skipped", "omitted", "failed", "cancelled")
 SIGNALS = ("span", "log", "audit")
 DROPS = ("queue_full", "export_failed", "write_failed", "shutdown")
 
@@ -510,6 +513,24 @@ _BATCHES = (
     Family("batch_job_duration_seconds", _H, "From a batch's making to its end.", {}, JOB, zeroed=True),
 )
 
+_PIPELINES = (
+    Family(
+        "pipeline_steps",
+        _C,
+        "Steps of pipelines that ended: ok, or answered by the fallback; skipped for its error, or omitted because its "
+        "condition did not hold; failed, or cancelled with its pipeline.",
+        {"step": STEPS, "result": STEP_RESULTS},
+        zeroed=True,
+    ),
+    Family(
+        "pipeline_step_duration_seconds",
+        _H,
+        "From the start of a step to its end, the waits of its calls and all items of a map among it.",
+        {"step": STEPS},
+        LATENCY,
+    ),
+)
+
 _PROCESS = (
     Family(
         "stage_duration_seconds",
@@ -567,7 +588,7 @@ def _overflow(families: tuple[Family, ...]) -> Family:
     )
 
 
-_COUNTED = (*_INBOUND, *_GATES, *_ATTEMPTS, *_CONNECTIONS, *_TOKENS, *_LIMITS, *_BATCHES)
+_COUNTED = (*_INBOUND, *_GATES, *_ATTEMPTS, *_CONNECTIONS, *_TOKENS, *_LIMITS, *_BATCHES, *_PIPELINES)
 SECTIONS: tuple[Section, ...] = (
     Section("Inbound", _INBOUND),
     Section("Gates", _GATES),
@@ -576,7 +597,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("Tokens, speed, cost", _TOKENS),
     Section("Headroom", _LIMITS),
     Section("Batches", _BATCHES),
-    Section("Pipeline and process", (*_PROCESS, _overflow((*_COUNTED, *_PROCESS)))),
+    Section("Pipelines", _PIPELINES),
+    Section("Stages and process", (*_PROCESS, _overflow((*_COUNTED, *_PROCESS)))),
 )
 FAMILIES: tuple[Family, ...] = tuple(chain.from_iterable(section.families for section in SECTIONS))
 BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}

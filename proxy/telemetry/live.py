@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from proxy.core.outcome import Outcome
 from proxy.telemetry.log import text
-from proxy.telemetry.record import Attempt, Pause, Record
+from proxy.telemetry.record import Attempt, Pause, Record, Run, StepTaken
 from proxy.telemetry.recorder import is_answered, result_of
 
 HISTORY_SECONDS = 300
@@ -60,6 +60,19 @@ class _Span:
     attempts: Counter[tuple[str, str]] = field(default_factory=Counter)  # upstream, outcome
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)  # source, type
     ranked: tuple[Percentiles, Percentiles] | None = None  # of durations and first tokens, once it is over and was told
+
+
+@dataclass(slots=True)
+class _Steps:
+    """What became of one step of a pipeline, over all its runs."""
+
+    results: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def mean_seconds(self) -> float | None:
+        ran = self.results.total() - self.results["omitted"]
+        return _rounded(self.seconds / ran) if ran else None
 
 
 _Slot = TypeVar("_Slot", _Second, _Span)
@@ -107,6 +120,7 @@ class Live:
         self._calls = self._failed = self._input = self._output = self._cost = 0
         self._latest: deque[tuple[int, Record]] = deque(maxlen=CALLS_KEPT)
         self._troubled: deque[tuple[int, Record]] = deque(maxlen=TROUBLES_KEPT)
+        self._steps: dict[str, _Steps] = defaultdict(_Steps)  # by pipeline/step
 
     def take(self, ended: Sequence[Record]) -> None:
         """Count calls that have ended, in that order."""
@@ -114,22 +128,29 @@ class Live:
             self._take(at, list(records))
 
     def _take(self, at: int, records: list[Record]) -> None:
-        """Those that ended within one second."""
+        """Those that ended within one second. Attempts, tokens and cost are those of a pipeline's steps; all else is
+        its own."""
         second, span = self._seconds.at(at), self._spans.at(at // SPAN_SECONDS)
+        span.attempts.update(
+            [(attempt.upstream, attempt.meaning.outcome._value_) for record in records for attempt in record.attempts]
+        )
+        for record in records:
+            if record.run is not None:
+                self._ran(record.run)
+                continue
+            if (usage := record.usage) is not None:
+                second.input += usage.input
+                second.output += usage.output
+                self._input += usage.input
+                self._output += usage.output
+            if record.cost is not None:
+                self._cost += record.cost
+        records = [record for record in records if not record.step]
         second.calls += len(records)
         span.durations.update([_bucket(record.ended - record.arrived) for record in records])
         span.first_tokens.update(
             [_bucket(record.first_token - record.arrived) for record in records if record.first_token is not None]
         )
-        span.attempts.update(
-            [(attempt.upstream, attempt.meaning.outcome._value_) for record in records for attempt in record.attempts]
-        )
-        for usage in [record.usage for record in records if record.usage is not None]:
-            second.input += usage.input
-            second.output += usage.output
-            self._input += usage.input
-            self._output += usage.output
-        self._cost += sum([record.cost for record in records if record.cost is not None])
         errors = [(record.error_source, record.error_type) for record in records if record.error_type]
         failed = sum(source != "client" for source, _ in errors)
         span.errors.update(errors)
@@ -141,6 +162,24 @@ class Live:
         self._troubled.extend(
             [call for call in calls if len(call[1].attempts) > 1 or call[1].outcome is not Outcome.OK]
         )
+
+    def _ran(self, run: Run) -> None:
+        for step in run.steps:
+            count = self._steps[step.step]
+            count.results[step.result] += 1
+            count.seconds += step.ended - step.started
+
+    def steps(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """By step (pipeline/step): its calls in flight, what became of it so far, and its mean duration in seconds."""
+        flight = Counter(record.step for record in self._open_calls())
+        return {
+            name: {
+                "in_flight": flight[name],
+                "results": dict(self._steps[name].results),
+                "mean_seconds": self._steps[name].mean_seconds,
+            }
+            for name in names
+        }
 
     def snapshot(self, upstreams: Iterable[str] = ()) -> dict[str, Any]:
         """The figures now, as JSON values; `upstreams` are listed even if they were not asked of late.
@@ -208,6 +247,8 @@ class Live:
         phases = {"queued": 0, "backoff": 0, "waiting": 0, "streaming": 0}
         oldest = now
         for record in self._open_calls():
+            if record.step:
+                continue
             phases[_doing(record)] += 1
             oldest = min(oldest, record.arrived)
         return {"calls": sum(phases.values()), **phases, "oldest_seconds": round(now - oldest, 3)}
@@ -297,6 +338,8 @@ def _doing(record: Record) -> str:
     """What an open call is doing: `queued` until its first attempt, `backoff` between two."""
     if record.first_byte is not None:
         return "streaming"
+    if record.run is not None:
+        return "waiting"
     if not record.attempts:
         return "queued"
     return "waiting" if record.attempts[-1].ended is None else "backoff"
@@ -343,6 +386,8 @@ def _phases(record: Record) -> list[dict[str, Any]]:
     for number, attempt in enumerate(record.attempts, 1):
         passed_on = number == len(record.attempts) and record.first_byte is not None and is_answered(record)
         phases += _attempt(record, attempt, passed_on=passed_on)
+    if record.run is not None:
+        phases += [_step(record, step) for step in record.run.steps]
     return sorted(phases, key=lambda phase: float(phase["from"]))
 
 
@@ -373,6 +418,11 @@ def _attempt(record: Record, attempt: Attempt, *, passed_on: bool) -> Iterable[d
     last = record.ended if record.last_byte is None else record.last_byte
     told = {"result": result_of(attempt), "bytes": record.bytes_out, "chunks": record.chunks}
     yield _phase(record, "stream", begun, last) | told
+
+
+def _step(record: Record, step: StepTaken) -> dict[str, Any]:
+    told = {"step": step.name, "result": step.result, "calls": step.calls}
+    return _phase(record, "step", step.started, step.ended) | told
 
 
 def _phase(record: Record, kind: str, started: float, ended: float) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Line(msgspec.Struct, omit_defaults=True, gc=False):
     tokens_cached: int | None = None
     tokens_reasoning: int | None = None
     cost_usd: float | None = None
+    step: str = ""  # pipeline/step, of a step's call; event is then step
 
 
 class SlowLine(msgspec.Struct, omit_defaults=True):
@@ -97,7 +98,7 @@ def line_of(record: Record) -> bytes:
     line = Line(  # in the order of its fields: by name it takes twice as long
         datetime.fromtimestamp(record.began + seconds, UTC),
         "warning" if outcome in _WARNING else "info",
-        "request",
+        "step" if record.step else "request",
         text(record.request_id),
         record.trace_id.to_bytes(16, "big").hex(),
         record.span_id.to_bytes(8, "big").hex(),
@@ -135,6 +136,8 @@ def line_of(record: Record) -> bytes:
         line.tokens_reasoning = usage.reasoning
     if record.cost is not None:
         line.cost_usd = record.cost / MICRO
+    if record.step:
+        line.step = record.step
     return _encode(line) + b"\n"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from proxy.core.gate import Level
 from proxy.core.outcome import CANCELLED, Meaning, Outcome
 from proxy.core.usage import Usage
+from proxy.errors import GatewayError, UpstreamError
 
 
 @dataclass(slots=True)
@@ -63,8 +64,35 @@ class LimitChange:
 
 
 @dataclass(slots=True)
+class StepTaken:
+    """What became of one step of a pipeline, all its calls together."""
+
+    step: str  # pipeline/step, as in the configuration
+    result: str  # a word of catalogue.STEP_RESULTS
+    started: float
+    ended: float
+    calls: int = 0  # made for it; a step that is mapped makes one for each item
+
+    @property
+    def name(self) -> str:
+        return self.step.partition("/")[2]
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a pipeline."""
+
+    steps: list[StepTaken] = field(default_factory=list)  # in the order in which they ended
+    calls: list[Record] = field(default_factory=list)  # made for the steps, in the order of their beginning
+
+
+@dataclass(slots=True)
 class Record:
-    """One call, from its first byte to its last."""
+    """One call, from its first byte to its last.
+
+    A step of a pipeline is a call of its own, made for another, its whole. It has a span and what it cost, and is no
+    client's request. The usage and the cost of its whole are sums, counted with the steps already.
+    """
 
     request_id: str
     operation: str  # chat, completions, embeddings, messages, models, ...; a word of the catalogue's OPERATIONS
@@ -129,6 +157,9 @@ class Record:
     decided: Callable[[], None] | None = None  # called when the gate has let the call in or refused it
     relay_seconds: float | None = None  # spent passing the answer on, waits taken out
 
+    step: str = ""  # pipeline/step, where this is the call of a step
+    run: Run | None = None  # where this is the call of a pipeline
+
     def waited(
         self,
         kind: str,
@@ -162,6 +193,19 @@ class Record:
             self.decided()
 
     @property
+    def is_sent(self) -> bool:
+        """Whether something of it, or of one of its steps, is at an upstream now."""
+        calls = [self] if self.run is None else self.run.calls
+        return any(call.attempts and call.attempts[-1].ended is None for call in calls)
+
+    def refused(self, error: GatewayError) -> None:
+        """An error is the answer. Of one that is an upstream's doing, the relay has said what became of it."""
+        self.status = error.status
+        if not isinstance(error, UpstreamError):
+            self.outcome = Outcome.REJECTED
+            self.error_type, self.error_source = error.word, error.source
+
+    @property
     def seconds(self) -> float:
         """Arrival to last byte."""
         return self.ended - self.arrived
@@ -171,7 +215,7 @@ class Record:
         """What the call is doing, or was doing when it ended: queued, waiting (for an answer) or streaming."""
         if self.first_byte is not None:
             return "streaming"
-        return "waiting" if self.attempts else "queued"
+        return "waiting" if self.attempts or self.run is not None else "queued"
 
     @property
     def overhead_seconds(self) -> float:

@@ -21,7 +21,7 @@ from proxy.core.outcome import Outcome, Reason, Retry
 from proxy.telemetry import catalogue
 from proxy.telemetry.catalogue import CODE_OF, NONE, OTHER, TOKENLESS, Kind
 from proxy.telemetry.children import Bundles, Children, Count, Exemplar, Histogram, Key
-from proxy.telemetry.record import Attempt, Record
+from proxy.telemetry.record import Attempt, Record, Run
 
 FOLD_AT = 1024  # calls; their observations are 300 KiB, and take a millisecond to sort
 PROCESS_GATE = "process"  # the gate of a call that waited for none
@@ -34,6 +34,7 @@ class Labels:
     models: tuple[str, ...] = ()
     upstreams: tuple[str, ...] = ()
     callers: tuple[str, ...] = ()  # the aliases of the keys, if calls are to be counted by them
+    steps: tuple[str, ...] = ()  # pipeline/step
     gates: tuple[str, ...] = ()  # process, pool/<name>, upstream/<name>, model/<name>, <upstream>/<model>
 
 
@@ -51,6 +52,7 @@ class _Alike(NamedTuple):
     upstream: str
     caller: str
     attempts: int
+    is_step: bool
 
 
 @dataclass(slots=True)
@@ -129,6 +131,9 @@ class Recorder:
         self._cost = counters["cost_usd"]
         self._unpriced = counters["unpriced_requests"]
         self._key_rate_limited = counters["key_rate_limited"]
+        self._steps = counters["pipeline_steps"]
+        self._step_duration = histograms["pipeline_step_duration_seconds"]
+        self._needed = histograms["request_attempts"]
         self._reloads = counters["config_reloads"]
         self._dropped = counters["telemetry_dropped"]
         self._overflow = counters["label_overflow"]
@@ -149,7 +154,7 @@ class Recorder:
     def relabel(self, labels: Labels) -> None:
         """Take the names of a new configuration: what it no longer names vanishes, what it still names counts on."""
         bounds: dict[str, tuple[str, ...]] = {}
-        for source in (catalogue.MODELS, catalogue.UPSTREAMS, catalogue.GATES, catalogue.KEYS):
+        for source in (catalogue.MODELS, catalogue.UPSTREAMS, catalogue.GATES, catalogue.KEYS, catalogue.STEPS):
             names: tuple[str, ...] = getattr(labels, source.field)
             bounds[source.field] = names[: source.cap]
         self.names = {field: frozenset(names) for field, names in bounds.items()}
@@ -182,6 +187,7 @@ class Recorder:
                 record.upstream,
                 record.caller,
                 len(record.attempts),
+                record.step != "",
             )
             if (group := groups.get(key)) is None:
                 groups[key] = [record]
@@ -191,21 +197,15 @@ class Recorder:
             self._finish(_Alike._make(common), records)
 
     def _finish(self, alike: _Alike, records: list[Record]) -> None:
-        stream = catalogue.STREAM[alike.is_stream]
-        code = CODE_OF.get(alike.status, "5xx_other")
-        call = self._calls[alike.operation, alike.model, stream, code, alike.outcome]
-        call.requests.value += len(records)
-        call.duration.observe_all([record.ended - record.arrived for record in records])
-        call.overhead.observe_all([record.overhead_seconds for record in records])
-        call.bytes_in.value += sum(map(_bytes_in, records))
-        call.bytes_out.value += sum(map(_bytes_out, records))
+        """A step is no client's request, but all else that a call is."""
+        needed = self._needed[alike.model,] if alike.is_step else self._requested(alike, records)
         if alike.admitted:
             self._admitted(alike, len(records))
         for record in records:
             if record.pauses:
                 self._paused(record)
         if alike.attempts:
-            call.attempts.observe_all([alike.attempts] * len(records))
+            needed.observe_all([alike.attempts] * len(records))
             self._attempted(alike, records)
             self._used(alike, records)
         if alike.is_stream:
@@ -214,10 +214,34 @@ class Recorder:
                 self._pings[alike.operation,].value += pings
         if alike.outcome != Outcome.OK._value_:
             for record in records:
-                self._failed(record)
-        self._staged(records)
+                if alike.is_step:
+                    self._broken(record)
+                else:
+                    self._failed(record)
         if self._counts_keys:
             self._keyed(alike, records)
+
+    def _requested(self, alike: _Alike, records: list[Record]) -> Histogram:
+        """What is counted of clients' requests alone. Returns where the attempts they needed are counted."""
+        stream = catalogue.STREAM[alike.is_stream]
+        code = CODE_OF.get(alike.status, "5xx_other")
+        call = self._calls[alike.operation, alike.model, stream, code, alike.outcome]
+        call.requests.value += len(records)
+        call.duration.observe_all([record.ended - record.arrived for record in records])
+        call.overhead.observe_all([record.overhead_seconds for record in records])
+        call.bytes_in.value += sum(map(_bytes_in, records))
+        call.bytes_out.value += sum(map(_bytes_out, records))
+        self._staged(records)
+        for record in records:
+            if record.run is not None:
+                self._ran(record.run)
+        return call.attempts
+
+    def _ran(self, run: Run) -> None:
+        for step in run.steps:
+            self._steps[step.step, step.result].value += 1
+            if step.result != "omitted":
+                self._step_duration[step.step,].observe(step.ended - step.started)
 
     def _staged(self, records: list[Record]) -> None:
         stages = self._stages
@@ -246,10 +270,13 @@ class Recorder:
     def _keyed(self, alike: _Alike, records: list[Record]) -> None:
         key = alike.caller or NONE
         caller = self._callers[key, alike.outcome]
-        caller.requests.value += len(records)
-        if alike.status == 429:
+        if not alike.is_step:
+            caller.requests.value += len(records)
+        if alike.status == 429 and not alike.is_step:
             self._key_rate_limited[key,].value += len(records)
         for record in records:
+            if record.run is not None:  # its steps have told what they spent
+                continue
             if (usage := record.usage) is not None:
                 caller.input.value += usage.input
                 caller.output.value += usage.output
@@ -333,10 +360,13 @@ class Recorder:
 
     def _streamed(self, records: list[Record]) -> None:
         for record in records:
-            pair = record.upstream, record.model
+            pair = record.upstream or NONE, record.model
             first = record.first_token
             if first is not None:
                 self._first_token[pair].observe(first - record.arrived)
+            if record.run is not None:  # the rest is the last step's, and told with it
+                continue
+            if first is not None:
                 if record.attempts:
                     self._upstream_first_token[pair].observe(first - record.attempts[-1].started)
                 usage = record.usage
@@ -354,6 +384,13 @@ class Recorder:
             self._disconnects[record.operation, phase].value += 1
         elif record.error_type:
             self._errors[record.operation, record.model, record.error_source, record.error_type].value += 1
+        self._broken(record)
+        if record.status == 429 and record.error_source == "gateway":
+            self._rate_limited[
+                "gateway", record.upstream or NONE, record.model, _OWN_SCOPES.get(record.error_type, "unknown")
+            ].value += 1
+
+    def _broken(self, record: Record) -> None:
         if record.stream and record.first_byte is not None and is_answered(record):
             self._aborts[record.upstream or NONE, record.model, abort_of(record)].value += 1
         if record.attempts:
@@ -361,10 +398,6 @@ class Recorder:
             if last.retry is not Retry.NEVER and last.outcome is record.outcome:
                 pair = record.attempts[-1].upstream, record.model
                 self._retries_exhausted[*pair, last.reason._value_].value += 1
-        if record.status == 429 and record.error_source == "gateway":
-            self._rate_limited[
-                "gateway", record.upstream or NONE, record.model, _OWN_SCOPES.get(record.error_type, "unknown")
-            ].value += 1
 
     # ── children found together ──
 
@@ -419,7 +452,7 @@ class Recorder:
         duration.exemplify(Exemplar(trace_id, record.seconds, ended))
         if record.stream and record.first_byte is not None and record.first_token is not None:
             first = record.first_token - record.arrived
-            self._first_token[record.upstream, record.model].exemplify(Exemplar(trace_id, first, ended))
+            self._first_token[record.upstream or NONE, record.model].exemplify(Exemplar(trace_id, first, ended))
 
     def staged(self, stage: str, seconds: float, times: int) -> None:
         """A stage that is measured apart from its calls, of which there were so many."""

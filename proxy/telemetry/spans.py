@@ -7,6 +7,8 @@
        +- retry.backoff           INTERNAL  each pause between attempts
        +- stream                  INTERNAL  first byte to last byte of a streamed answer
 
+A pipeline's call has its steps below the root, each a tree of its own whose root is `step NAME`, INTERNAL.
+
 1. Ids that were passed on, the root's and those of attempts at upstreams that take part, were drawn before; they stay.
 2. The root stays unset on a 4xx, and on a client that left. A retry that worked leaves the operation unset and the
    attempt that failed in error.
@@ -122,8 +124,9 @@ class Spans:
         Thread(target=self._processor.shutdown, name="close-spans", daemon=True).start()
 
     def tree(self, record: Record) -> list[ReadableSpan]:
-        """The call's spans, the root first."""
-        return _Tree(record, self._resource, self._scope, self._draw_span_id).spans
+        """The call's spans, the root first, and those of its steps."""
+        calls = [record, *(record.run.calls if record.run is not None else ())]
+        return [span for call in calls for span in _Tree(call, self._resource, self._scope, self._draw_span_id).spans]
 
 
 class _Tree:
@@ -158,12 +161,16 @@ class _Tree:
         }
         if record.caller:
             attributes[semconv.KEY] = record.caller
+        if record.step:
+            attributes |= dict(zip((semconv.PIPELINE, semconv.STEP), record.step.split("/"), strict=True))
+        if record.run is not None and record.cost is not None:
+            attributes[semconv.COST_USD] = record.cost / MICRO
         if error_type := semconv.CLIENT_LEFT if left else record.error_type:
             attributes[semconv.ERROR_TYPE] = error_type
         return self._add(
-            f"{text(record.method)} {record.route}",
-            SpanKind.SERVER,
-            self._context(record.parent_span_id, remote=True) if record.parent_span_id else None,
+            f"step {record.step.partition('/')[2]}" if record.step else f"{text(record.method)} {record.route}",
+            SpanKind.INTERNAL if record.step else SpanKind.SERVER,
+            self._context(record.parent_span_id, remote=not record.step) if record.parent_span_id else None,
             record.arrived,
             record.ended,
             attributes,

@@ -229,6 +229,26 @@ class Telemetry:
             record.span_id = self._draw_span_id()
         return record
 
+    def within(self, whole: Record, step: str) -> Record:
+        """A record for a call that is made for a step of a pipeline; to be entered with `request` at once.
+
+        Args:
+            whole: the pipeline's own call; its trace, id, caller and priority are the step's.
+            step: pipeline/step, as in the configuration.
+        """
+        assert whole.run is not None
+        record = Record(whole.request_id, "chat", "POST", "/v1/chat/completions", self._now(), self._wall())
+        record.step, record.caller, record.priority, record.decided = step, whole.caller, whole.priority, whole.decided
+        record.trace_id, record.parent_span_id, record.span_id = whole.trace_id, whole.span_id, self._draw_span_id()
+        record.trace_sampled, record.trace_state = whole.trace_sampled, whole.trace_state
+        whole.run.calls.append(record)
+        return record
+
+    def priced(self, record: Record) -> int | None:
+        """What its usage cost, in micro-dollars; None without usage or without a price."""
+        price = self._prices.get(record.model)
+        return None if price is None or record.usage is None else cost.of(record.usage, price)
+
     def request(self, record: Record) -> OpenRequest:
         """`with telemetry.request(record):` is a call's whole life; at its end the record is closed and counted."""
         return OpenRequest(self, record)
@@ -315,6 +335,8 @@ class Telemetry:
         if self._spans is not None:
             self._keep(self._spans, ended)
         for record in ended:
+            if record.run is not None:
+                record.run.calls.clear()
             for change in record.limit_changes:
                 self._tell(change)
             if record.error_type and _is_denied(record):
@@ -329,18 +351,20 @@ class Telemetry:
                 record.cost = cost.of(record.usage, price)
 
     def _keep(self, spans: Spans, ended: list[Record]) -> None:
-        """Make spans and exemplars of those whose trace is kept."""
-        slow_seconds, below = self._tracing.slow_seconds, self._sampled_below
+        """Make spans and exemplars of those whose trace is kept; those of a step go with its whole's."""
         for record in ended:
-            if (
-                record.error_source in ("gateway", "upstream")
-                or len(record.attempts) > 1
-                or record.ended - record.arrived >= slow_seconds
-                or trace.is_below(record.trace_id, below)
-                or (record.trace_sampled and not _is_denied(record))
-            ):
+            calls = [record] if record.run is None else [record, *record.run.calls]
+            if not record.step and any(map(self._is_kept, calls)):
                 self._recorder.exemplify(record)
                 spans.take(record)
+
+    def _is_kept(self, record: Record) -> bool:
+        return (
+            record.error_source in ("gateway", "upstream")
+            or len(record.attempts) > 1
+            or record.ended - record.arrived >= self._tracing.slow_seconds
+            or self._is_sampled(record)
+        )
 
     def _is_sampled(self, record: Record) -> bool:
         """Whoever was not let in has no say in what is kept."""
@@ -369,8 +393,9 @@ class Telemetry:
         by_age = dict.fromkeys(catalogue.AGES, 0)
         attempts, sleepers = self._per_upstream(), self._per_upstream()
         for call in calls:
-            by_operation[call.operation if call.operation in by_operation else catalogue.OTHER] += 1
-            by_age[catalogue.AGES[bisect_right(_AGE_BOUNDS, now - call.arrived)]] += 1
+            if not call.step:
+                by_operation[call.operation if call.operation in by_operation else catalogue.OTHER] += 1
+                by_age[catalogue.AGES[bisect_right(_AGE_BOUNDS, now - call.arrived)]] += 1
             if not call.attempts:
                 continue
             last = call.attempts[-1]
@@ -381,7 +406,7 @@ class Telemetry:
         return {
             "requests_in_flight": _labelled(by_operation),
             "requests_in_flight_age": _labelled(by_age),
-            "streams_in_flight": [((), sum(call.stream and call.first_byte is not None for call in calls))],
+            "streams_in_flight": [((), sum(map(_streams, calls)))],
             "upstream_in_flight": _labelled(attempts),
             "backoff_sleepers": _labelled(sleepers),
         }
@@ -514,6 +539,10 @@ def _of_batches(level: BatchLevel) -> dict[str, Values]:
         "batch_items_pending": [((), level.pending)],
         "batch_oldest_item_timestamp_seconds": [] if level.oldest is None else [((), level.oldest)],
     }
+
+
+def _streams(record: Record) -> bool:
+    return record.stream and record.first_byte is not None and not record.step
 
 
 def _is_denied(record: Record) -> bool:

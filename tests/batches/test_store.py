@@ -127,6 +127,51 @@ async def test_the_bytes_of_an_open_batch_are_needed_after_their_file_was_delete
     assert await store.needed() == {"file-other"}
 
 
+# ── steps ──
+
+
+async def test_what_steps_gave_is_kept_with_their_item_until_it_has_ended(store):
+    await started(store, 2)
+    first, second = await store.claim("batch_1", 2, 500.0)
+    await store.keep_step(first, "extract", b"facts")
+    await store.keep_step(first, "each/0", b"a")
+    await store.keep_step(first, "each/0", b"b")
+    assert await store.steps(first) == {"extract": b"facts", "each/0": b"b"}
+    assert await store.steps(second) == {}
+    await store.release([first])
+    await store.keep_step(first, "late", b"of a claim that is not in force")
+    (again,) = await store.claim("batch_1", 1, 500.0)
+    assert await store.steps(again) == {"extract": b"facts", "each/0": b"b"}
+    await store.finish(again, done(), 120.0)
+    assert await store.steps(again) == {}
+    await store.keep_step(second, "extract", b"facts")
+    await store.move("batch_1", Status.CANCELLING, 130.0)
+    await store.close("batch_1", Status.CANCELLED, 130.0)
+    assert await store.steps(second) == {}
+
+
+async def test_steps_outlive_the_process(tmp_path):
+    async with sqlite(tmp_path) as store:
+        await started(store, 1)
+        (item,) = await store.claim("batch_1", 1, 500.0)
+        await store.keep_step(item, "extract", b"facts")
+    async with sqlite(tmp_path) as store:
+        (again,) = await store.claim("batch_1", 1, 500.0)
+        assert again.attempt == 2
+        assert await store.steps(again) == {"extract": b"facts"}
+
+
+async def test_state_of_the_first_version_is_brought_to_this_one(tmp_path):
+    db = sqlite3.connect(tmp_path / FILE)
+    db.executescript(f"{sqlite_store._SCHEMA[0]} PRAGMA user_version = 1;")
+    db.close()
+    async with sqlite(tmp_path) as store:
+        await started(store, 1)
+        (item,) = await store.claim("batch_1", 1, 500.0)
+        await store.keep_step(item, "extract", b"facts")
+        assert await store.steps(item) == {"extract": b"facts"}
+
+
 # ── batches ──
 
 

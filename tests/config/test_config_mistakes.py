@@ -84,8 +84,8 @@ ONE_VALUE = [
     ("Gate: {}", "Gate: unknown key; did you mean gate?"),
     (
         "zzz: 1",
-        "zzz: unknown key; known: batches, callers, gate, jobs, models, passthrough, pools, retry, server, state, "
-        "telemetry, upstreams",
+        "zzz: unknown key; known: batches, callers, gate, jobs, models, passthrough, pipelines, pools, retry, server, "
+        "state, telemetry, …",
     ),
     ("pools: {gpu: {rpm: 1}}", "pools.gpu.rpm: unknown key; did you mean requests_per_minute?"),
     ("pools: {gpu: {request_per_minute: 1}}", "pools.gpu.request_per_minute: unknown key; did you mean requests_per_minute?"),  # noqa: E501  # as it is told

@@ -15,7 +15,13 @@ from typing import Any
 from proxy import config
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
-NAMED = {"upstreams", "pools", "models", "callers"}  # sections whose keys are names that the operator gives
+NAMED = {
+    "upstreams",
+    "pools",
+    "models",
+    "pipelines",
+    "callers",
+}  # sections whose keys are names that the operator gives
 
 
 def settings() -> str:
@@ -39,9 +45,16 @@ def _settings() -> Iterator[tuple[str, str, str]]:
         fields = _resolved(below, schema).get("properties", {})
         if not fields:  # a caller's key is a text and nothing below it
             yield key, "", _line(said["description"])
-        for field, told in fields.items():
-            told = _resolved(told, schema) | told
-            yield f"{key}.{field}", _default(told), _line(told["description"])
+        yield from _fields(key, fields, schema)
+
+
+def _fields(key: str, fields: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for field, told in fields.items():
+        told = _resolved(told, schema) | told
+        yield f"{key}.{field}", _default(told), _line(told["description"])
+        if field == "steps":
+            below = _resolved(told["additionalProperties"], schema)
+            yield from _fields(f"{key}.{field}.NAME", below["properties"], schema)
 
 
 def _resolved(said: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

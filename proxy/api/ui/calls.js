@@ -224,6 +224,8 @@ function note(phase) {
     if (phase.result !== "ok" && phase.result !== String(phase.status)) told.push(phase.result);
     if (phase.retry_after != null) told.push(`come back in ${seconds(phase.retry_after)}`);
     if (phase.upstream_id) told.push(phase.upstream_id);
+  } else if (phase.kind === "step") {
+    told.push(phase.result, `${count(phase.calls)} ${phase.calls === 1 ? "call" : "calls"}`);
   } else {
     if (phase.reason) told.push(`after a refusal: ${phase.reason}`);
     if (phase.source) told.push(phase.source.replace("_", " "));

@@ -150,7 +150,7 @@ export const isRefused = (phase) => phase.kind === "attempt" && !went(phase);
 
 export const isBroken = (phase) => phase.kind === "stream" && !went(phase);
 
-export const phaseName = (phase) => NAMES[phase.kind] ?? phase.kind;
+export const phaseName = (phase) => (phase.kind === "step" ? `step ${phase.step}` : NAMES[phase.kind] ?? phase.kind);
 
 // Where a call's time went. Waits are thin, work is thick. Returns a function that sets its length, 0 to 1.
 export function waterfall(parent, call) {

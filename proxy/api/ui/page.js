@@ -3,6 +3,7 @@
 import { Calls } from "./calls.js";
 import { History, bar, shares } from "./chart.js";
 import { follow } from "./feed.js";
+import { Pipelines } from "./pipelines.js";
 import { Table, element, plain, write } from "./table.js";
 import { NONE, brief, count, dollars, large, long, rate, seconds, share } from "./words.js";
 
@@ -249,6 +250,7 @@ function showBatches({ batches: open, batches_left_out: besides }) {
   write(byId("batches-besides"), besides ? `and ${count(besides)} more` : "");
 }
 
+const pipelines = new Pipelines(byId("pipelines"));
 const calls = new Calls(byId("calls"));
 
 // ── a snapshot ──
@@ -271,6 +273,7 @@ function render() {
   upstreams.show(Object.entries(said.upstreams).map(([name, told]) => ({ name, ...told, circuit: circuits.get(name) ?? CLOSED })));
   errors.show(said.errors);
   showBatches(said);
+  pipelines.show(said.pipelines);
   calls.show(said.calls);
   const { totals } = said;
   const facts = [`${count(totals.calls)} calls`, `${large(totals.input_tokens + totals.output_tokens)} tokens`];

@@ -1,0 +1,26 @@
+"""What all examples have in common: a client, prompts, and one question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+MODEL = "gpt-4o-mini"
+Answers = Sequence[str | BaseException]
+
+
+def client(base_url: str, *, max_retries: int = 0) -> AsyncOpenAI:
+    """As articles make it, but that it retries only where it is told to, so that what is copied is what is seen."""
+    direct = DefaultAsyncHttpxClient(trust_env=False)  # a proxy in the environment does not lead to this machine
+    return AsyncOpenAI(base_url=base_url, api_key="any", max_retries=max_retries, timeout=60.0, http_client=direct)
+
+
+def prompts(count: int) -> list[str]:
+    """All distinct, and none the beginning of another."""
+    return [f"Is review {number:04d} positive? One word." for number in range(count)]
+
+
+async def ask(openai: AsyncOpenAI, prompt: str, model: str = MODEL) -> str:
+    answer = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}])
+    return answer.choices[0].message.content or ""
