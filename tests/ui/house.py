@@ -25,6 +25,18 @@ QUICK = replace(profiles.INSTANT, output_tokens=8)
 LIVELY = replace(
     profiles.TIGHT, requests_per_minute=1200, requests_burst=20, speed=8.0, output_tokens=30, error_rate=0.05
 )
+DIGEST: Mapping[str, Any] = {
+    "steps": {
+        "pros": {"model": "gpt-4o-mini", "prompt": "For {input}", "parallel": True},
+        "a-step-with-a-name-that-goes-on-and-on-and-on": {
+            "model": "gpt-4o-mini-with-a-long-name-and-a-date-2026-11-28",
+            "prompt": "Against {input}",
+            "parallel": True,
+        },
+        **{f"weigh-{turn}": {"model": "gpt-4o-mini", "prompt": "{steps.pros}"} for turn in range(6)},
+        "each": {"model": "gpt-4o-mini", "prompt": "{item}", "map": "{input}"},
+    }
+}
 MODELS = {"gpt-4o-mini": Model(upstreams=("up",)), "*": Model(upstreams=("up",))}
 
 

@@ -17,7 +17,7 @@ from proxy.api import ui
 from proxy.config import Limits, Secret, Server
 from tests.e2e.running import House
 from tests.ui.browser import Page, opened
-from tests.ui.house import LIVELY, gateway, load, mixed, serving_feed, snapshot_of
+from tests.ui.house import DIGEST, LIVELY, gateway, load, mixed, serving_feed, snapshot_of
 
 KEY = "admin-key-0123456789"
 LIVE = "document.querySelector('#state')?.dataset.state === 'live'"
@@ -184,6 +184,31 @@ async def test_batches_have_a_place_while_there_are_any(browser: str) -> None:
         await page.until("document.querySelector('#batches').hidden")
 
 
+async def test_a_pipeline_is_drawn_with_what_became_of_its_steps(browser: str) -> None:
+    async with gateway(pipelines={"digest": DIGEST}) as house, looking(browser, house) as page:
+        assert "has not run" in await page.text("#pipelines .pipeline")
+        stages = """[...document.querySelectorAll('.pipeline ol > li')]
+          .map((stage) => [...stage.querySelectorAll('b')].map((step) => step.textContent))"""
+        first, *later = await page.run(stages)
+        assert first == list(DIGEST["steps"])[:2]  # beside each other: neither waits for the other
+        assert later == [[step] for step in list(DIGEST["steps"])[2:]]
+        asked = {"model": "pipeline/digest", "messages": [{"role": "user", "content": '["a", "b"]'}]}
+        assert (await house.ask(asked)).status == 200
+        last = "document.querySelector('.pipeline ol > li:last-child').textContent"
+        await page.until(f"{last}.includes('1 ok')")
+        assert (await page.run(last)).startswith("eachgpt-4o-mini, for each itemidle1 ok, ")
+        await page.run("document.querySelector('#calls tbody button').click()")
+        told = await page.run("[...document.querySelectorAll('.detail .steps li')].map((item) => item.textContent)")
+        assert len(told) == len(DIGEST["steps"])
+        assert told[-1].startswith("step each")
+        assert told[-1].endswith("ok · 2 calls")
+
+
+async def test_without_a_pipeline_there_is_no_place_for_any(browser: str) -> None:
+    async with gateway() as house, looking(browser, house) as page:
+        assert await page.run("document.querySelector('#pipelines').hidden")
+
+
 async def test_a_hold_counts_down_between_snapshots(browser: str) -> None:
     async with gateway() as house, looking(browser, house) as page:
         await load(house, 1)
@@ -210,7 +235,7 @@ async def test_a_hold_counts_down_between_snapshots(browser: str) -> None:
 
 
 async def test_nothing_runs_out_of_the_page_at_any_width(browser: str) -> None:
-    async with gateway(LIVELY, limits=Limits()) as house, looking(browser, house) as page:
+    async with gateway(LIVELY, limits=Limits(), pipelines={"digest": DIGEST}) as house, looking(browser, house) as page:
         await load(house, 20)
         await house.ask({"model": "a-model-with-a-name-that-goes-on-and-on/" * 4, "messages": []})
         await page.until("document.querySelectorAll('#calls tbody tr').length === 21")
@@ -229,7 +254,7 @@ async def test_nothing_runs_out_of_the_page_at_any_width(browser: str) -> None:
 
 
 async def test_all_text_can_be_read_in_light_and_dark(browser: str) -> None:
-    async with gateway(LIVELY, limits=Limits()) as house, looking(browser, house) as page:
+    async with gateway(LIVELY, limits=Limits(), pipelines={"digest": DIGEST}) as house, looking(browser, house) as page:
         await load(house, 30)
         await house.ask({"model": "gpt-4o-mini", "stream": 5})
         await page.until("document.querySelectorAll('#calls tbody tr').length === 31")
@@ -392,7 +417,7 @@ async def kept(page: Page) -> tuple[int, int]:
 
 
 async def test_an_hour_of_snapshots_leaves_the_pages_memory_flat(browser: str) -> None:
-    async with gateway(LIVELY, limits=Limits()) as house, looking(browser, house) as page:
+    async with gateway(LIVELY, limits=Limits(), pipelines={"digest": DIGEST}) as house, looking(browser, house) as page:
         await load(house, 60)
         said = await snapshot_of(house)
         hour = f"""import('/ui/page.js').then((page) => {{

@@ -1,7 +1,7 @@
 // The last calls: a row each, and where its time went. It stands still while somebody reads it.
 
 import { isBroken, isRefused, phaseName, waterfall } from "./chart.js";
-import { Table, element, plain } from "./table.js";
+import { Table, element, figure, text } from "./table.js";
 import { NONE, count, dollars, seconds, timeOfDay } from "./words.js";
 
 const SHOWN = 50;
@@ -22,20 +22,21 @@ export class Calls {
       empty: "No call has ended yet.",
       columns: [
         { title: "Ended", class: "time", head: true, sort: (call) => call.number, make: (cell, call, known) => this.#opener(cell, call, known) },
-        plain("Model", (call) => call.model, (call) => call.model, { class: "text mid", rising: true }),
-        plain("Upstream", (call) => call.upstream || NONE, (call) => call.upstream, { class: "text far", rising: true }),
-        plain("Caller", (call) => call.caller || NONE, (call) => call.caller, { class: "text farther", rising: true }),
+        text("Model", (call) => call.model, "mid"),
+        text("Upstream", (call) => call.upstream || NONE, "far"),
+        text("Caller", (call) => call.caller || NONE, "farther"),
         { title: "Outcome", class: "outcome", rising: true, sort: (call) => call.outcome, make: outcome },
-        plain("Took", (call) => seconds(call.seconds), (call) => call.seconds, { class: "number" }),
-        plain("First token", (call) => seconds(call.first_token), (call) => call.first_token, { class: "number far" }),
-        plain("In", (call) => count(call.input_tokens), (call) => call.input_tokens, { class: "number far" }),
-        plain("Out", (call) => count(call.output_tokens), (call) => call.output_tokens, { class: "number mid" }),
+        figure("Took", (call) => call.seconds, seconds),
+        figure("First token", (call) => call.first_token, seconds, "far"),
+        figure("In", (call) => call.input_tokens, count, "far"),
+        figure("Out", (call) => call.output_tokens, count, "mid"),
         { title: "Where the time went", class: "phases", make: (cell, call, known) => { known.scale = waterfall(cell, call); } },
       ],
     });
     this.table.removed = (known) => { if (known.detail) this.#close(known); };
     this.scale = this.table.heads.at(-1);
     const body = this.table.body;
+    this.scale.parentNode.addEventListener("click", () => this.#rove()); // sorted anew, another row is the first
     addEventListener("resize", () => {
       for (const { detail } of this.table.rows.values()) if (detail) detail.firstElementChild.colSpan = this.#columns();
     });

@@ -14,6 +14,8 @@ export function draw(parent, name, attributes = {}) {
   return node;
 }
 
+const within = (value) => Math.max(0, Math.min(1, value));
+
 const picture = (parent, kind, width, height) =>
   draw(parent, "svg", { class: kind, viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img" });
 
@@ -36,7 +38,7 @@ export class History {
     this.at = null;
     frame.addEventListener("pointermove", (event) => {
       const box = frame.getBoundingClientRect();
-      this.at = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
+      this.at = within((event.clientX - box.left) / box.width);
       this.#read();
     });
     frame.addEventListener("pointerleave", () => { this.at = null; this.#read(); });
@@ -111,14 +113,19 @@ function line(level, step, scale) {
   return path;
 }
 
-// A share of a whole, 0 to 1.
-export function bar(parent) {
+function track(parent, parts) {
   const svg = picture(parent, "bar", 100, 6);
   svg.ariaHidden = "true"; // the figures stand beside it
-  draw(svg, "rect", { class: "whole", width: 100, height: 6 });
-  const fill = draw(svg, "rect", { class: "fill", width: 0, height: 6 });
+  const rect = (name, width) => draw(svg, "rect", { class: name, width, height: 6 });
+  rect("whole", 100);
+  return [svg, ...parts.map((name) => rect(name, 0))];
+}
+
+// A share of a whole, 0 to 1.
+export function bar(parent) {
+  const [svg, fill] = track(parent, ["fill"]);
   return (part) => {
-    const level = Math.max(0, Math.min(1, part || 0));
+    const level = within(part || 0);
     fill.setAttribute("width", round(100 * level));
     svg.classList.toggle("full", level >= 0.9);
   };
@@ -126,10 +133,7 @@ export function bar(parent) {
 
 // Shares of one whole beside each other; `classes` name them.
 export function shares(parent, classes) {
-  const svg = picture(parent, "bar", 100, 6);
-  svg.ariaHidden = "true";
-  draw(svg, "rect", { class: "whole", width: 100, height: 6 });
-  const parts = classes.map((name) => draw(svg, "rect", { class: name, width: 0, height: 6 }));
+  const parts = track(parent, classes).slice(1);
   return (values) => {
     const all = values.reduce((sum, value) => sum + value, 0);
     let x = 0;
@@ -170,5 +174,5 @@ export function waterfall(parent, call) {
     if (isBroken(phase)) part("refused", to - MARK, MARK, 14);
   }
   svg.ariaLabel = call.phases.map((phase) => `${phaseName(phase)} ${seconds(phase.to - phase.from)}`).join(", ") || "no phases";
-  return (length) => scaled.setAttribute("transform", `scale(${Math.max(0.004, Math.min(1, length))} 1)`);
+  return (length) => scaled.setAttribute("transform", `scale(${Math.max(0.004, within(length))} 1)`);
 }

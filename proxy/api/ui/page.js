@@ -4,7 +4,7 @@ import { Calls } from "./calls.js";
 import { History, bar, shares } from "./chart.js";
 import { follow } from "./feed.js";
 import { Pipelines } from "./pipelines.js";
-import { Table, element, plain, write } from "./table.js";
+import { Table, element, figure, name, text, write } from "./table.js";
 import { NONE, brief, count, dollars, large, long, rate, seconds, share } from "./words.js";
 
 const STALE = 3; // seconds without a snapshot
@@ -109,13 +109,9 @@ const hold = {
   class: "number hold",
   sort: (row) => row.hold_seconds,
   make: (cell) => (row) => {
-    if (row.hold_seconds > 0) {
-      holds.set(cell, performance.now() + 1000 * row.hold_seconds);
-      countDown(cell);
-    } else {
-      holds.delete(cell);
-      countDown(cell);
-    }
+    if (row.hold_seconds > 0) holds.set(cell, performance.now() + 1000 * row.hold_seconds);
+    else holds.delete(cell);
+    countDown(cell);
   },
 };
 
@@ -130,6 +126,7 @@ function countDown(cell) {
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
 const waits = (row) => sum(Object.values(row.waiting));
 const few = (value) => (value ? count(value) : NONE);
+const spaced = (word) => word.replaceAll("_", " ");
 
 function places({ in_use: used, concurrency: limit }) {
   return limit == null ? [count(used), null] : [`${count(used)} / ${count(limit)}`, limit ? used / limit : 1];
@@ -140,10 +137,10 @@ const gates = new Table(byId("gates").querySelector("table"), {
   key: (row) => row.pool,
   empty: "No gate yet.",
   columns: [
-    plain("Gate", (row) => row.pool, (row) => row.pool, { class: "text name", rising: true, head: true }),
+    name("Gate", (row) => row.pool),
     level("In use", places, (row) => row.in_use, { class: "level" }),
-    plain("Waiting", (row) => few(waits(row)), waits, { class: "number strong" }),
-    ...CLASSES.map((name) => plain(capital(name), (row) => few(row.waiting[name]), (row) => row.waiting[name] ?? 0, { class: "number mid" })),
+    figure("Waiting", waits, few, "strong"),
+    ...CLASSES.map((each) => figure(capital(each), (row) => row.waiting[each] ?? 0, few, "mid")),
     hold,
   ],
 });
@@ -155,12 +152,12 @@ const limits = new Table(byId("limits").querySelector("table"), {
   key: (row) => `${row.pool}\n${row.limit}\n${row.source}`,
   empty: "No limit is known yet.",
   columns: [
-    plain("Account", (row) => row.pool, (row) => row.pool, { class: "text name", rising: true, head: true }),
-    plain("Limit", (row) => row.limit, (row) => row.limit, { class: "text what", rising: true }),
-    plain("Per minute", (row) => large(row.per_minute), (row) => row.per_minute, { class: "number" }),
+    name("Account", (row) => row.pool),
+    text("Limit", (row) => row.limit, "what"),
+    figure("Per minute", (row) => row.per_minute, large),
     level("Left now", left, (row) => row.level, { class: "level left" }),
-    plain("Source", (row) => row.source, (row) => row.source, { class: "text mid", rising: true }),
-    plain("Known for", (row) => brief(row.known_seconds), (row) => row.known_seconds, { class: "number mid" }),
+    text("Source", (row) => row.source, "mid"),
+    figure("Known for", (row) => row.known_seconds, brief, "mid"),
     hold,
   ],
 });
@@ -184,9 +181,9 @@ const upstreams = new Table(byId("upstreams").querySelector("table"), {
   key: (row) => row.name,
   empty: "No upstream is configured.",
   columns: [
-    plain("Upstream", (row) => row.name, (row) => row.name, { class: "text name", rising: true, head: true }),
-    plain("In flight", (row) => count(row.in_flight), (row) => row.in_flight, { class: "number mid" }),
-    plain("Per second", (row) => rate(row.per_second), (row) => row.per_second, { class: "number" }),
+    name("Upstream", (row) => row.name),
+    figure("In flight", (row) => row.in_flight, count, "mid"),
+    figure("Per second", (row) => row.per_second, rate),
     {
       title: "Outcomes",
       class: "far shares",
@@ -195,10 +192,10 @@ const upstreams = new Table(byId("upstreams").querySelector("table"), {
         return (row) => parts([row.ok, refused(row), broken(row), row.rejected + row.cancelled]);
       },
     },
-    plain("OK", (row) => share(row.ok, row.attempts), (row) => row.ok / row.attempts, { class: "number mid" }),
-    plain("Refused", (row) => few(refused(row)), refused, { class: "number" }),
-    plain("Errors", (row) => few(broken(row)), broken, { class: "number" }),
-    plain("Rejected", (row) => few(row.rejected), (row) => row.rejected, { class: "number far" }),
+    figure("OK", (row) => (row.attempts ? row.ok / row.attempts : null), share, "mid"),
+    figure("Refused", refused, few),
+    figure("Errors", broken, few),
+    figure("Rejected", (row) => row.rejected, few, "far"),
     {
       title: "Circuit",
       class: "text circuit",
@@ -218,10 +215,10 @@ const errors = new Table(byId("errors").querySelector("table"), {
   key: (row) => `${row.source} ${row.type}`,
   empty: "None in the last five minutes.",
   columns: [
-    plain("Error", (row) => row.type.replaceAll("_", " "), (row) => row.type, { class: "text name", rising: true, head: true }),
-    plain("Whose", (row) => row.source, (row) => row.source, { class: "text", rising: true }),
-    plain("Last minute", (row) => few(row.minute), (row) => row.minute, { class: "number" }),
-    plain("Five minutes", (row) => count(row.five_minutes), (row) => row.five_minutes, { class: "number" }),
+    name("Error", (row) => spaced(row.type)),
+    text("Whose", (row) => row.source),
+    figure("Last minute", (row) => row.minute, few),
+    figure("Five minutes", (row) => row.five_minutes, count),
   ],
 });
 
@@ -232,15 +229,15 @@ const batches = new Table(byId("batches").querySelector("table"), {
   key: (row) => row.id,
   empty: "None is open.",
   columns: [
-    plain("Batch", (row) => row.id, (row) => row.id, { class: "text name", rising: true, head: true }),
-    plain("Model", (row) => row.model || NONE, (row) => row.model, { class: "text", rising: true }),
-    plain("Caller", (row) => row.owner || NONE, (row) => row.owner, { class: "text far", rising: true }),
-    plain("State", (row) => row.status.replaceAll("_", " "), (row) => row.status, { class: "text mid", rising: true }),
+    name("Batch", (row) => row.id),
+    text("Model", (row) => row.model || NONE),
+    text("Caller", (row) => row.owner || NONE, "far"),
+    text("State", (row) => spaced(row.status), "mid"),
     level("Items ended", (row) => [`${count(done(row))} / ${count(row.items)}`, row.items ? done(row) / row.items : null], done, { class: "level" }),
-    plain("Under way", (row) => few(row.running), (row) => row.running, { class: "number mid" }),
-    plain("Waits for", (row) => row.waits_for.replaceAll("_", " ") || NONE, (row) => row.waits_for, { class: "text", rising: true }),
-    plain("Age", (row) => brief(row.age_seconds), (row) => row.age_seconds, { class: "number mid" }),
-    plain("Expires in", (row) => brief(row.expires_seconds), (row) => row.expires_seconds, { class: "number far", rising: true }),
+    figure("Under way", (row) => row.running, few, "mid"),
+    text("Waits for", (row) => spaced(row.waits_for) || NONE),
+    figure("Age", (row) => row.age_seconds, brief, "mid"),
+    figure("Expires in", (row) => row.expires_seconds, brief, "far"),
   ],
 });
 

@@ -67,7 +67,7 @@ export class Table {
     let place = this.body.firstElementChild;
     for (const row of wanted) {
       const known = this.#row(row);
-      for (const node of this.nodes(known)) {
+      for (const node of known.detail ? [known.tr, known.detail] : [known.tr]) {
         if (node === place) place = place.nextElementSibling;
         else this.body.insertBefore(node, place);
       }
@@ -75,11 +75,6 @@ export class Table {
     if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
     this.empty.hidden = wanted.length > 0;
     this.body.parentNode.hidden = wanted.length === 0;
-  }
-
-  // A row's own nodes, in their order; one that can be opened has two.
-  nodes(known) {
-    return known.detail ? [known.tr, known.detail] : [known.tr];
   }
 
   #row(row) {
@@ -111,7 +106,7 @@ export class Table {
 }
 
 // The commonest column: one line of text.
-export const plain = (title, say, sort, more = {}) => ({
+const plain = (title, say, sort, more) => ({
   title,
   sort,
   make: (cell) => (row) => {
@@ -121,3 +116,8 @@ export const plain = (title, say, sort, more = {}) => ({
   },
   ...more,
 });
+
+// Columns of words, of the names of the rows, and of figures; `of(row)` is what they are sorted by.
+export const text = (title, of, kind = "", more) => plain(title, of, of, { class: `text ${kind}`, rising: true, ...more });
+export const name = (title, of) => text(title, of, "name", { head: true });
+export const figure = (title, of, say, kind = "") => plain(title, (row) => say(of(row)), of, { class: `number ${kind}` });

@@ -22,15 +22,14 @@ export function large(value) {
 
 export const dollars = (value) => (value && value < 0.1 ? cents : money).format(value);
 
-export const share = (part, all) => (all ? `${short.format((100 * part) / all)} %` : NONE);
+export const share = (part) => (part == null ? NONE : `${short.format(100 * part)} %`);
 
 export const timeOfDay = (epoch) => clock.format(new Date(epoch * 1000));
 
 // 340 ms, 1.24 s, 12.4 s, 3 min 20 s, 2 h 5 min
 export function seconds(value) {
   if (value == null) return NONE;
-  if (value < 0.0995) return `${(value * 1000).toFixed(value < 0.00995 ? 1 : 0)} ms`;
-  if (value < 0.9995) return `${(value * 1000).toFixed(0)} ms`;
+  if (value < 0.9995) return `${(value * 1000).toFixed(value < 0.00995 ? 1 : 0)} ms`;
   if (value < 9.995) return `${value.toFixed(2)} s`;
   if (value < 99.95) return `${value.toFixed(1)} s`;
   return long(value);
