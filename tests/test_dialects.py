@@ -12,7 +12,8 @@ from anthropic.types.shared.error_type import ErrorType
 
 from proxy import errors
 from proxy.api.dialects import ANTHROPIC, OPENAI, spoken
-from proxy.errors import GatewayError, MethodNotAllowed
+from proxy.core.outcome import Reason
+from proxy.errors import GatewayError, MethodNotAllowed, StepRefused
 
 KINDS = {*get_args(ErrorType), "request_too_large"}  # what a body that is too large is called stands in the guide only
 WORDS = {
@@ -35,11 +36,15 @@ def every(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
         yield from every(below)
 
 
+NEEDED: dict[type[GatewayError], dict[str, Any]] = {
+    MethodNotAllowed: {"allowed": "GET"},
+    StepRefused: {"status": 400, "code": None, "reason": Reason.NONE},
+}
 EACH = pytest.mark.parametrize("kind", list(every(errors.GatewayError)), ids=lambda kind: kind.__name__)
 
 
 def made(kind: type[GatewayError]) -> GatewayError:
-    return kind("no", allowed="GET") if issubclass(kind, MethodNotAllowed) else kind("no")
+    return kind("no", **NEEDED.get(kind, {}))
 
 
 @EACH
