@@ -4,7 +4,9 @@
     meter.py     how it keeps count: buckets and windows          wording.py   what it writes of them
     provider.py  what it decides, as a pure machine in any time   <- read this first
     asks.py      what is asked over HTTP                          answers.py   what is answered
-    messages.py  the same of Anthropic's messages
+    mould.py     answers of a given shape                         forms.py     forms as they are uploaded
+    messages.py  the same of Anthropic's messages; responses.py, images.py, audio.py of OpenAI's
+    rooms.py     where things are kept: files.py, responses.py, message_batches.py
     server.py    the endpoints, in real time
 
 One profile, one seed and the same arrivals always make the same run.

@@ -2,6 +2,7 @@
 
 An answer is `echo: `, the prompt, and filler words up to its number of tokens, so that a test knows whose answer it
 holds. A stream is `opening`, then `piece` after `piece`, then `closing`; or `failure` in the place of what is missing.
+Where a tool or a schema is asked for, the text stands in JSON of that shape.
 """
 
 from __future__ import annotations
@@ -78,12 +79,29 @@ class Form(ABC):
             },
         }
 
+    @property
+    def media_type(self) -> str:
+        return "application/json"
+
+    def written(self, words: str) -> str:
+        """The text in the mould that was asked for. Of JSON that is cut off the end is missing."""
+        mould = self.ask.mould
+        return mould.before + mould.piece(words) + self.ending
+
+    @property
+    def ending(self) -> str:
+        return "" if self.admitted.capped else self.ask.mould.after
+
     @abstractmethod
-    def whole(self) -> dict[str, object]: ...
+    def body(self) -> bytes: ...
 
 
 class StreamedForm(Form):
-    """One that can be told in events too."""
+    """One that can be told piece by piece too, in events unless it says otherwise."""
+
+    @property
+    def stream_type(self) -> str:
+        return "text/event-stream; charset=utf-8"
 
     @abstractmethod
     def opening(self) -> bytes: ...
@@ -95,7 +113,13 @@ class StreamedForm(Form):
     def closing(self) -> bytes: ...
 
     def failure(self) -> bytes:
+        """b"" where there is no way to tell of it."""
         return b"data: %b\n\n" % _encode(wording.broken(self.profile.style))
+
+
+def event(kind: str, **said: object) -> bytes:
+    """One that says in its data, too, what it is."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **said}))
 
 
 class _Choices(StreamedForm):
@@ -131,22 +155,22 @@ class _Choices(StreamedForm):
     @abstractmethod
     def finish(self) -> dict[str, object]: ...
 
-    def whole(self) -> dict[str, object]:
+    def body(self) -> bytes:
         choices = [
             {"index": index, **self.choice(text(prompt, self.admitted.output_tokens))}
             for index, prompt in enumerate(self.ask.prompts)
         ]
-        return {**self._frame(self.whole_kind), "choices": choices, "usage": self.usage()}
+        return _encode({**self._frame(self.whole_kind), "choices": choices, "usage": self.usage()})
 
     def closing(self) -> bytes:
-        events = [
-            self._head + _encode({"index": index, **self.finish()}) + self._tail
-            for index in range(len(self.ask.prompts))
-        ]
+        events = [self._event({"index": index, **self.finish()}) for index in range(len(self.ask.prompts))]
         if self.ask.include_usage:
             events.append(self._head + b'],"usage":%b}\n\n' % _encode(self.usage()))
         events.append(b"data: [DONE]\n\n")
         return b"".join(events)
+
+    def _event(self, choice: dict[str, object]) -> bytes:
+        return self._head + _encode(choice) + self._tail
 
 
 class Chat(_Choices):
@@ -154,20 +178,45 @@ class Chat(_Choices):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
+    @property
+    def finish_reason(self) -> str:
+        return "tool_calls" if self.ask.tool and not self.admitted.capped else super().finish_reason
+
     def choice(self, words: str) -> dict[str, object]:
-        message: dict[str, object] = {"role": "assistant", "content": words, "refusal": None, "annotations": []}
+        message: dict[str, object] = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
+        if self.ask.tool:
+            message["tool_calls"] = [self._call(self.written(words))]
+        else:
+            message["content"] = self.written(words)
         return {"message": message, "logprobs": None, "finish_reason": self.finish_reason}
 
+    def _call(self, arguments: str) -> dict[str, object]:
+        function = {"name": self.ask.tool, "arguments": arguments}
+        return {"id": "call_" + self.serial, "type": "function", "function": function}
+
     def opening(self) -> bytes:
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(
-            self._head + _encode({"index": index, "delta": delta, "logprobs": None, "finish_reason": None}) + self._tail
-            for index in range(len(self.ask.prompts))
-        )
+        begun: dict[str, object] = {"role": "assistant", "content": "", "refusal": None}
+        if self.ask.tool:
+            begun |= {"content": None, "tool_calls": [{"index": 0, **self._call("")}]}
+        indices = range(len(self.ask.prompts))
+        return b"".join(self._delta(index, begun) + self._told(index, self.ask.mould.before) for index in indices)
 
     def piece(self, index: int, words: str) -> bytes:
-        choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (index, _encode(words))
+        return self._told(index, self.ask.mould.piece(words))
+
+    def closing(self) -> bytes:
+        return b"".join(self._told(index, self.ending) for index in range(len(self.ask.prompts))) + super().closing()
+
+    def _told(self, index: int, part: str) -> bytes:
+        if not part:
+            return b""
+        if self.ask.tool:
+            return self._delta(index, {"tool_calls": [{"index": 0, "function": {"arguments": part}}]})
+        choice = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}' % (index, _encode(part))
         return self._head + choice + self._tail
+
+    def _delta(self, index: int, delta: dict[str, object]) -> bytes:
+        return self._event({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
 
     def finish(self) -> dict[str, object]:
         return {"delta": {}, "logprobs": None, "finish_reason": self.finish_reason}
@@ -197,7 +246,7 @@ class Embedding(Form):
     def output_tokens(self) -> int:
         return 0
 
-    def whole(self) -> dict[str, object]:
+    def body(self) -> bytes:
         dimensions = self.ask.dimensions or self.profile.embedding_dimensions
         data: list[dict[str, object]] = []
         for index, prompt in enumerate(self.ask.prompts):
@@ -206,102 +255,43 @@ class Embedding(Form):
             data.append({"object": "embedding", "index": index, "embedding": packed})
         tokens = self.admitted.input_tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": data, "model": self.ask.model, "usage": usage}
+        return _encode({"object": "list", "data": data, "model": self.ask.model, "usage": usage})
 
 
-class Response(StreamedForm):
-    """The typed events of /v1/responses: each says its name and its number, and no `[DONE]` follows."""
+_CATEGORIES = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
 
-    def __init__(self, ask: Ask, admitted: Admitted, profile: Profile, *, serial: str, created: int) -> None:
-        super().__init__(ask, admitted, profile, serial=serial, created=created)
-        self._number = 0
-        self._words: list[str] = []
-        self._place: dict[str, object] = {"item_id": "msg_" + serial, "output_index": 0, "content_index": 0}
 
-    def usage(self) -> dict[str, object]:
-        return {
-            "input_tokens": self.admitted.input_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": self.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.admitted.input_tokens + self.output_tokens,
-        }
+class Moderation(Form):
+    """A text is of those categories whose names it holds."""
 
     @property
-    def _end(self) -> str:
-        return "incomplete" if self.admitted.capped else "completed"
+    def output_tokens(self) -> int:
+        return 0
 
-    def whole(self) -> dict[str, object]:
-        return self._body(self._end, text(self.ask.prompts[0], self.admitted.output_tokens))
+    def body(self) -> bytes:
+        results = [self._result(prompt) for prompt in self.ask.prompts]
+        return _encode({"id": "modr-" + self.serial, "model": self.ask.model, "results": results})
 
-    def opening(self) -> bytes:
-        return (
-            self._event("response.created", {"response": self._body("in_progress", None)})
-            + self._event("response.in_progress", {"response": self._body("in_progress", None)})
-            + self._event("response.output_item.added", {"output_index": 0, "item": self._item("in_progress", None)})
-            + self._event("response.content_part.added", {**self._place, "part": _part("")})
-        )
-
-    def piece(self, index: int, words: str) -> bytes:
-        self._words.append(words)
-        return self._event("response.output_text.delta", {**self._place, "delta": words, "logprobs": []})
-
-    def closing(self) -> bytes:
-        words = "".join(self._words)
-        return (
-            self._event("response.output_text.done", {**self._place, "text": words, "logprobs": []})
-            + self._event("response.content_part.done", {**self._place, "part": _part(words)})
-            + self._event("response.output_item.done", {"output_index": 0, "item": self._item(self._end, words)})
-            + self._event(f"response.{self._end}", {"response": self._body(self._end, words)})
-        )
-
-    def failure(self) -> bytes:
-        message = "The server had an error while processing your request."
-        return self._event("error", {"code": "server_error", "message": message, "param": None})
-
-    def _event(self, kind: str, said: dict[str, object]) -> bytes:
-        event = {"type": kind, "sequence_number": self._number, **said}
-        self._number += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode(event))
-
-    def _item(self, status: str, words: str | None) -> dict[str, object]:
-        content = [] if words is None else [_part(words)]
+    @staticmethod
+    def _result(prompt: str) -> dict[str, object]:
+        found = {category: category in prompt.lower() for category in _CATEGORIES}
         return {
-            "id": "msg_" + self.serial,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
+            "flagged": any(found.values()),
+            "categories": found,
+            "category_scores": {category: 0.9 if is_found else 0.0 for category, is_found in found.items()},
+            "category_applied_input_types": {category: ["text"] for category in found},
         }
-
-    def _body(self, status: str, words: str | None) -> dict[str, object]:
-        """The response object; `words` None while there is no output yet."""
-        return {
-            "id": "resp_" + self.serial,
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": None,
-            "max_output_tokens": self.ask.size.max_tokens,
-            "metadata": {},
-            "model": self.ask.model,
-            "output": [] if words is None else [self._item(status, words)],
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": True,
-            "temperature": 1.0,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_p": 1.0,
-            "truncation": "disabled",
-            "usage": None if words is None else self.usage(),
-            "user": None,
-        }
-
-
-def _part(words: str) -> dict[str, object]:
-    return {"type": "output_text", "text": words, "annotations": [], "logprobs": []}

@@ -1,7 +1,7 @@
 """Anthropic's messages: what is asked, and the answer whole or as the events of a stream.
 
 A message echoes like every answer here. One that asks for thinking thinks first; one that must use a tool calls it with
-the echo as `text`, wherever the tool's schema has room for one.
+what fits the tool's schema.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from proxy.simulator import answers, wording
-from proxy.simulator.answers import StreamedForm
-from proxy.simulator.asks import Ask, decode
+from proxy.simulator import answers, asks, wording
+from proxy.simulator.answers import StreamedForm, event
+from proxy.simulator.asks import Ask, Choice, Format, Tool, decode
+from proxy.simulator.mould import Mould
 from proxy.simulator.profile import Profile, Style
 from proxy.simulator.provider import Admitted, Size
 
@@ -42,6 +43,7 @@ class _Message(msgspec.Struct):
 
 class _Tool(msgspec.Struct):
     name: str
+    input_schema: dict[str, Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -51,6 +53,10 @@ class _Choice(msgspec.Struct):
 
 class _Thinking(msgspec.Struct):
     type: str
+
+
+class _Output(msgspec.Struct):
+    format: Format | None = None
 
 
 class _Count(msgspec.Struct):
@@ -68,14 +74,6 @@ class _Count(msgspec.Struct):
         return read + sum(len(message.text) for message in self.messages)
 
     @property
-    def tool(self) -> str:
-        """The one that must be used; "" where none must."""
-        chosen, tools = self.tool_choice, self.tools or []
-        if chosen is None or chosen.type not in ("any", "tool"):
-            return ""
-        return chosen.name or (tools[0].name if tools else "")
-
-    @property
     def prompt(self) -> str:
         asked = [message.text for message in self.messages if message.role == "user"]
         return asked[-1] if asked else self.messages[-1].text
@@ -86,17 +84,29 @@ class Create(_Count, kw_only=True):
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     stream: bool | None = None
+    output_config: _Output = msgspec.field(default_factory=_Output)
+
+    def shaped(self) -> tuple[str, Mould]:
+        """As `asks.shaped`."""
+        chosen = self.tool_choice
+        choice: Choice = None
+        if chosen is not None and chosen.type in ("any", "tool"):
+            choice = Tool(name=chosen.name) if chosen.name else "required"
+        tools = [Tool(name=tool.name, parameters=tool.input_schema) for tool in self.tools or ()]
+        return asks.shaped(tools, choice, self.output_config.format)
 
 
 def creation(body: bytes) -> Ask:
     """Raises BadAsk."""
     said = decode(body, Create)
+    tool, mould = said.shaped()
     return Ask(
         model=said.model,
         prompts=(said.prompt,),
         size=Size(said.characters, said.max_tokens),
         stream=bool(said.stream),
-        tool=said.tool,
+        tool=tool,
+        mould=mould,
         thinks=said.thinking is not None and said.thinking.type != "disabled",
     )
 
@@ -131,44 +141,49 @@ class Message(StreamedForm):
             return "max_tokens"
         return "tool_use" if self.ask.tool else "end_turn"
 
-    def whole(self) -> dict[str, object]:
-        words = answers.text(self.ask.prompts[0], self.admitted.output_tokens)
-        told = self._block({"text": words}) if self.ask.tool else self._block(words)
+    def body(self) -> bytes:
+        mould = self.ask.mould
+        words = mould.before + mould.piece(answers.text(self.ask.prompts[0], self.admitted.output_tokens)) + mould.after
+        told = self._block(msgspec.json.decode(words) if self.ask.tool else words)
         thought: dict[str, object] = {"type": "thinking", "thinking": THOUGHT, "signature": SIGNATURE}
-        return self._message([thought, told] if self.ask.thinks else [told], self._stop_reason, self.usage())
+        content = [thought, told] if self.ask.thinks else [told]
+        return _encode(self._message(content, self._stop_reason, self.usage()))
 
     def opening(self) -> bytes:
         begun = self._message([], None, self._input() | {"output_tokens": 1})
         empty = self._block({}) if self.ask.tool else self._block("")
         return (
-            _event("message_start", message=begun)
+            event("message_start", message=begun)
             + (_thinking() if self.ask.thinks else b"")
-            + _event("content_block_start", index=self._index, content_block=empty)
-            + _event("ping")
-            + (self._delta("input_json_delta", partial_json='{"text":"') if self.ask.tool else b"")
+            + event("content_block_start", index=self._index, content_block=empty)
+            + event("ping")
+            + self._told(self.ask.mould.before)
         )
 
     def piece(self, index: int, words: str) -> bytes:
-        if self.ask.tool:
-            return self._delta("input_json_delta", partial_json=_encode(words).decode()[1:-1])
-        return self._delta("text_delta", text=words)
+        return self._told(self.ask.mould.piece(words))
 
     def closing(self) -> bytes:
         delta = {"stop_reason": self._stop_reason, "stop_sequence": None}
         return (
-            (self._delta("input_json_delta", partial_json='"}') if self.ask.tool else b"")
-            + _event("content_block_stop", index=self._index)
-            + _event("message_delta", delta=delta, usage={"output_tokens": self.output_tokens})
-            + _event("message_stop")
+            self._told(self.ask.mould.after)
+            + event("content_block_stop", index=self._index)
+            + event("message_delta", delta=delta, usage={"output_tokens": self.output_tokens})
+            + event("message_stop")
         )
 
     def failure(self) -> bytes:
         return b"event: error\ndata: %b\n\n" % _encode(wording.broken(Style.ANTHROPIC))
 
-    def _delta(self, kind: str, **said: str) -> bytes:
-        return _event("content_block_delta", index=self._index, delta={"type": kind, **said})
+    def _told(self, part: str) -> bytes:
+        if not part:
+            return b""
+        delta = {"type": "text_delta", "text": part}
+        if self.ask.tool:
+            delta = {"type": "input_json_delta", "partial_json": part}
+        return event("content_block_delta", index=self._index, delta=delta)
 
-    def _block(self, said: str | dict[str, str]) -> dict[str, object]:
+    def _block(self, said: str | dict[str, Any]) -> dict[str, object]:
         """The block of the answer: text, or the use of a tool with this input."""
         if isinstance(said, str):
             return {"type": "text", "text": said}
@@ -197,15 +212,11 @@ def _thinking() -> bytes:
         {"type": "signature_delta", "signature": SIGNATURE},
     )
     return (
-        _event("content_block_start", index=0, content_block=empty)
-        + _event("content_block_delta", index=0, delta=thought)
-        + _event("content_block_delta", index=0, delta=signed)
-        + _event("content_block_stop", index=0)
+        event("content_block_start", index=0, content_block=empty)
+        + event("content_block_delta", index=0, delta=thought)
+        + event("content_block_delta", index=0, delta=signed)
+        + event("content_block_stop", index=0)
     )
-
-
-def _event(kind: str, **said: object) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **said}))
 
 
 def models(names: tuple[str, ...]) -> dict[str, object]:

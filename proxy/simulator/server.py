@@ -16,28 +16,40 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 
-from proxy.simulator import answers, asks, messages, realtime, wording
+from proxy.simulator import answers, asks, audio, forms, images, messages, realtime, wording
 from proxy.simulator.answers import Form, StreamedForm
 from proxy.simulator.asks import Ask, BadAsk
+from proxy.simulator.files import Files
 from proxy.simulator.message_batches import MessageBatches
 from proxy.simulator.profile import Profile, Style
 from proxy.simulator.provider import Admitted, Fault, Provider, Refused
+from proxy.simulator.responses import Responses
+from proxy.simulator.rooms import Content, Deed, Sent
 
 _BODY_LIMIT = 256 << 20  # bytes; larger than any real provider takes, so that the limit under test is the gateway's
 _BACKLOG = 4096  # connections not yet accepted; a burst of thousands must not wait for SYN retries
 _STOP_SECONDS = 0.1  # what an answer has left once the server is to stop
 _WRITE_AT = 1 << 16  # bytes of due events that are gathered at most before they are written
 _MODELS = ("gpt-4o-mini", "gpt-4o", "text-embedding-3-small")  # listed where the profile names none
-_ENDPOINTS: dict[str, tuple[Callable[[bytes], Ask], type[Form]]] = {
+_READ_AND_WRITTEN: dict[str, tuple[Callable[[bytes], Ask], Callable[..., Form]]] = {
     "/v1/chat/completions": (asks.chat, answers.Chat),
     "/v1/completions": (asks.completion, answers.Completion),
     "/v1/embeddings": (asks.embedding, answers.Embedding),
-    "/v1/responses": (asks.response, answers.Response),
+    "/v1/moderations": (asks.moderation, answers.Moderation),
+    "/v1/images/generations": (images.generation, images.Picture),
+    "/v1/audio/speech": (audio.speech, audio.Speech),
     "/v1/messages": (messages.creation, messages.Message),
+}
+_FROM_FORMS: dict[str, tuple[Callable[[forms.Form], Ask], Callable[..., Form]]] = {
+    "/v1/images/edits": (images.edit, images.Picture),
+    "/v1/images/variations": (images.variation, images.Picture),
+    "/v1/audio/transcriptions": (audio.transcription, audio.Transcript),
+    "/v1/audio/translations": (audio.translation, audio.Transcript),
 }
 
 
@@ -63,6 +75,9 @@ class Simulator:
         self._seed = seed
         self._serial = 0
         self._batches = MessageBatches()
+        self._files = Files()
+        self._responses = Responses()
+        self._endpoints = _READ_AND_WRITTEN | {"/v1/responses": (self._responses.read, self._responses.form)}
 
     @property
     def base_url(self) -> str:
@@ -71,8 +86,10 @@ class Simulator:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=_BODY_LIMIT)
-        for path in _ENDPOINTS:
+        for path in (*self._endpoints, *_FROM_FORMS):
             app.router.add_post(path, self._guarded(self._call))
+        for method, path, deed in (*self._files.deeds(), *self._responses.deeds()):
+            app.router.add_route(method, path, self._guarded(self._room(deed)))
         app.router.add_post("/v1/messages/count_tokens", self._guarded(self._count_tokens))
         app.router.add_post("/v1/messages/batches", self._guarded(self._create_batch))
         app.router.add_get("/v1/messages/batches", self._guarded(self._list_batches))
@@ -97,6 +114,8 @@ class Simulator:
                 await self._remember(request)
             try:
                 return self._denied(request, serial) or await handler(request, serial)
+            except BadAsk as error:
+                return self._wrong(request, error.status, str(error), serial, code=error.code)
             except ConnectionError:  # the client left while it was written to; nobody reads what is returned
                 return web.Response()
 
@@ -127,11 +146,13 @@ class Simulator:
     async def _call(self, request: web.Request, serial: str) -> web.StreamResponse:
         loop = asyncio.get_running_loop()
         provider = self.provider
-        read, form_of = _ENDPOINTS[request.path]
-        try:
-            ask = read(await request.read())
-        except BadAsk as error:
-            return self._wrong(request, 400, str(error), serial)
+        body = await request.read()
+        if (from_form := _FROM_FORMS.get(request.path)) is not None:
+            read_form, form_of = from_form
+            ask = read_form(forms.read(body, request.headers.get("Content-Type", "")))
+        else:
+            read, form_of = self._endpoints[request.path]
+            ask = read(body)
         if not self._has(ask.model):
             return self._no_model(request, ask.model, serial)
         began = loop.time()
@@ -159,13 +180,13 @@ class Simulator:
         if admitted.fault is Fault.ERROR_EVENT:
             return self._error(request, 500, wording.broken(profile.style), serial, admitted.headers)
         headers = self._headers(serial, admitted.headers, asyncio.get_running_loop().time() - began)
-        body = msgspec.json.encode(form.whole())
+        body = form.body()
         if admitted.fault in (Fault.CUT, Fault.ABORT):
-            response = web.StreamResponse(headers={**headers, "Content-Type": "application/json"})
+            response = web.StreamResponse(headers={**headers, "Content-Type": form.media_type})
             await response.prepare(request)
             await response.write(body[: len(body) // 2])
             return await _broken_off(request, response, clean=admitted.fault is Fault.CUT)
-        return web.Response(body=body, headers=headers, content_type="application/json")
+        return web.Response(body=body, headers=headers, content_type=form.media_type)
 
     async def _stream(
         self, request: web.Request, form: StreamedForm, admitted: Admitted, serial: str, began: float
@@ -175,7 +196,7 @@ class Simulator:
         first_due = began + admitted.first_token
         await _until(first_due)
         headers = self._headers(serial, admitted.headers, loop.time() - began)
-        headers |= {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        headers |= {"Content-Type": form.stream_type, "Cache-Control": "no-cache"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         due = bytearray(form.opening())
@@ -191,12 +212,11 @@ class Simulator:
                 passed += tokens
                 if fault is None or passed < admitted.fault_after:
                     continue
-                if fault is Fault.ERROR_EVENT:
-                    due += form.failure()
-                await response.write(bytes(due))
+                told = form.failure() if fault is Fault.ERROR_EVENT else b""
+                await response.write(bytes(due + told))
                 due.clear()
                 if fault is not Fault.STALL:
-                    return await _broken_off(request, response, clean=fault is not Fault.ABORT)
+                    return await _broken_off(request, response, clean=fault is Fault.CUT or bool(told))
                 fault = None
                 await asyncio.sleep(profile.stall_seconds)
         due += form.closing()
@@ -206,17 +226,25 @@ class Simulator:
 
     async def _count_tokens(self, request: web.Request, serial: str) -> web.StreamResponse:
         """Has limits of its own at the real one, so none here."""
-        try:
-            ask = messages.count(await request.read())
-        except BadAsk as error:
-            return self._wrong(request, 400, str(error), serial)
+        ask = messages.count(await request.read())
         return self._json(200, {"input_tokens": ask.size.input_tokens}, serial)
 
+    def _room(self, deed: Deed) -> Callable[[web.Request, str], Awaitable[web.StreamResponse]]:
+        """What is kept has limits of its own at the real one, too, so none here."""
+
+        async def done(request: web.Request, serial: str) -> web.StreamResponse:
+            identity, kind = request.match_info.get("id", ""), request.headers.get("Content-Type", "")
+            told = deed(Sent(identity, request.query, await request.read(), kind, serial))
+            headers = self._headers(serial, {}, 0.0)
+            if isinstance(told, Content):
+                headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(told.filename)}"
+                return web.Response(body=told.content, headers=headers, content_type="application/octet-stream")
+            return web.Response(body=told, headers=headers, content_type="application/json")
+
+        return done
+
     async def _create_batch(self, request: web.Request, serial: str) -> web.StreamResponse:
-        try:
-            return self._json(200, self._batches.create(await request.read(), serial, self.base_url), serial)
-        except BadAsk as error:
-            return self._wrong(request, 400, str(error), serial)
+        return self._json(200, self._batches.create(await request.read(), serial, self.base_url), serial)
 
     async def _list_batches(self, request: web.Request, serial: str) -> web.StreamResponse:
         return self._json(200, self._batches.listed(self.base_url), serial)
@@ -265,7 +293,7 @@ class Simulator:
         serial = self._next_serial()
         if self.seen.maxlen:
             await self._remember(request)
-        if request.path in _ENDPOINTS or request.path == "/v1/models":
+        if request.path in self._endpoints or request.path in (*_FROM_FORMS, "/v1/models", "/v1/files"):
             message = f"Not allowed to {request.method} on {request.path}."
             return self._wrong(request, 405, message, serial, code="method_not_supported")
         return self._wrong(request, 404, f"Invalid URL ({request.method} {request.path})", serial)

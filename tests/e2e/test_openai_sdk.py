@@ -5,25 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import OpenAI
 from pydantic import BaseModel
 
 from proxy.config import Gate, Model, Secret
-from proxy.simulator import Profile, Simulator, profiles
-from proxy.simulator import serving as simulating
+from proxy.simulator import Profile, profiles
 from tests.e2e.running import HELLO, House, at, serving, settings, until
 from tests.e2e.scripted import ECHO, TELLING, USAGE, Scripted, answer, stream, words
+from tests.e2e.simulated import FOUR_TOKENS, SAID, through
 from tests.e2e.wire import request, wire
 
-FOUR_TOKENS = replace(profiles.INSTANT, output_tokens=4)
-SAID = "echo: hello runs down the"
 TIMING = re.compile(
     r"queue;dur=([\d.]+), backoff;dur=([\d.]+), upstream;dur=([\d.]+), ttft;dur=([\d.]+), overhead;dur=([\d.]+)"
 )
@@ -35,18 +31,6 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"of": {"type": "string", "enum": ["Zürich", "\u2028", "🏔"]}}},
     },
 }
-
-
-@asynccontextmanager
-async def through(
-    profile: Profile = FOUR_TOKENS, *, names: tuple[str, ...] = (), **sections: Any
-) -> AsyncIterator[tuple[House, AsyncOpenAI, Simulator]]:
-    """The gateway in front of a simulated provider, and a client of it; `names` are configured models."""
-    async with simulating(profile, remember=100) as simulator:
-        if names:
-            sections["models"] = {name: Model(upstreams=("up",)) for name in names}
-        async with serving(settings(at(simulator.base_url), **sections)) as house, house.sdk() as client:
-            yield house, client, simulator
 
 
 # ── what works ──
