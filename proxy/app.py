@@ -95,6 +95,7 @@ class Gateway:
                 ratio=settings.telemetry.trace_ratio,
                 slow_seconds=settings.telemetry.trace_slow_seconds,
                 service_name=settings.telemetry.service_name,
+                redact=settings.telemetry.redact,
             ),
             log_fd=log_fd if settings.telemetry.log else None,
             audit_fd=audit_fd if settings.telemetry.audit else None,
@@ -192,9 +193,13 @@ class Gateway:
                 for problem in error.problems:
                     log.error("reload refused, the old configuration stays: %s", problem)
                 raise
+            places = self._places()
             old, self.plan = self.plan, Plan(settings, self._pools)
             self._set_gate(settings)
             self.telemetry.relabel(_labels(self.plan), self.plan.prices)
+            for gate, now in self._places().items():
+                if (before := places.get(gate, now)) != now:
+                    self.telemetry.resized(gate, before, now)
             self.telemetry.reloaded(True)
             self.telemetry.audit.reloaded(dict(old.settings), dict(settings))
             notes = [
@@ -302,6 +307,10 @@ class Gateway:
         self.telemetry.settle()
         connections = tuple(ConnectionLevel(**asdict(level)) for level in self._transport.levels())
         self._levels = Levels(tuple(self._gates()), connections, tuple(self._accounts()), self._batches.level())
+
+    def _places(self) -> dict[str, float]:
+        """How many there are, by gate."""
+        return {gate.name: gate.limit for gate in self._gates()}
 
     def _gates(self) -> Iterator[GateLevel]:
         process = self.limits.process

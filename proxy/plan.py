@@ -24,6 +24,7 @@ from proxy.core.concurrency import Gradient
 from proxy.core.cost import Price
 from proxy.core.learner import Learner
 from proxy.core.pool import Pool
+from proxy.telemetry import content
 from proxy.upstreams import Upstream
 
 OPEN_ROUTES = 200  # models served by a wildcard that are remembered, each with what was learned of its limits
@@ -56,6 +57,7 @@ class Route:
     name: str  # as the configuration has it, so it may be a label
     dialect: str
     targets: tuple[Target, ...]
+    captures: int = 0  # bytes of what is asked, and of what is answered, that a kept trace tells
     pipeline: Pipeline | None = None  # the model is one: it has no targets, its steps have
 
 
@@ -266,7 +268,7 @@ class Plan:
 
     def uncharged(self, route: Route) -> Route:
         """The same targets, for what takes nothing from the limits that their providers have for the model."""
-        return Route(route.name, route.dialect, tuple(map(self._uncharged, route.targets)))
+        return replace(route, targets=tuple(map(self._uncharged, route.targets)))
 
     def nearest(self, model: str) -> str | None:
         """The configured model that `model` may be a slip of."""
@@ -285,7 +287,7 @@ class Plan:
     def _route(self, name: str, asked: str | None) -> Route:
         said = self.settings.models[name]
         targets = tuple(self._target(upstream, name, said, asked) for upstream in said.upstreams)
-        return Route(name, targets[0].upstream.dialect, targets)
+        return Route(name, targets[0].upstream.dialect, targets, content.MOST[said.capture_content])
 
     def _pipeline(self, name: str, said: config.Pipeline) -> Pipeline:
         waits = said.waits()
@@ -381,7 +383,7 @@ def _of_steps(settings: Settings) -> Iterator[str]:
 
 
 def _whole(said: Pipeline) -> Route:
-    return Route(f"{PIPELINE}{said.name}", "openai", (), said)
+    return Route(f"{PIPELINE}{said.name}", "openai", (), pipeline=said)
 
 
 def _bounds(limits: config.Limits) -> bool:

@@ -28,6 +28,7 @@ from typing import Protocol
 from proxy import conversation
 from proxy.core import backoff, headers, outcome
 from proxy.core.answer import BodyReader
+from proxy.core.asked import Asked
 from proxy.core.breaker import Breaker
 from proxy.core.gate import Priority
 from proxy.core.learner import Size
@@ -50,7 +51,7 @@ from proxy.errors import (
 )
 from proxy.limits import Admission, Limits
 from proxy.plan import Route, Target
-from proxy.telemetry import Attempt, Record, Telemetry
+from proxy.telemetry import Attempt, Content, Record, Telemetry
 from proxy.upstreams import AttemptFailed, Body, Line, Reply, Transport, Upstream
 
 ERROR_BODY_LIMIT = 1 << 20  # bytes of a refusal that are read and passed on
@@ -219,6 +220,8 @@ class Relay:
             ClientGone: the client cannot be written to.
         """
         record.routed = self._now()
+        if call.route.captures and isinstance(call.asked, Asked):
+            record.content = Content(call.route.captures, call.asked.body)
         async with self._limits.admit(
             call.route.targets,
             call.size,
@@ -391,6 +394,7 @@ class Relay:
         finally:
             reader.close()
             record.usage, record.finish_reason = reader.usage, reader.finish_reason
+            record.usage_unread = reader.usage_unread
             record.response_id, record.response_model = reader.response_id, reader.response_model
             if not reader.finish_reason and (events := reader.output_events(record.bytes_out)):
                 record.estimate = _estimated(call.asked.input_tokens, record.usage, events)
@@ -471,6 +475,8 @@ class Relay:
                 await sink.write(data)
                 record.chunks += 1
                 record.bytes_out += len(data)
+                if record.content is not None:
+                    record.content.answered(data)
         finally:
             self._waited_for_client(began, record)
 
@@ -515,6 +521,8 @@ class Relay:
         await self._told(sink.start(setback.status, told), record)
         await self._told(sink.write(setback.body), record)
         await self._told(sink.finish(), record)
+        if record.content is not None:
+            record.content.answered(setback.body)
         record.last_byte, record.bytes_out = self._now(), len(setback.body)
 
     @staticmethod

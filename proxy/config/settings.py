@@ -133,6 +133,14 @@ def _caller_key(key: Secret) -> Secret:
     return _long_enough(key)
 
 
+def _pattern(said: str) -> str:
+    try:
+        re.compile(said.encode())
+    except re.error as error:
+        raise _wrong(f"is no regular expression: {error}") from None
+    return said
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise _wrong("names an upstream twice; name each once, in the order they are to be tried")
@@ -336,6 +344,8 @@ class Model(_Part):
     """Name of a pool whose limits its calls share."""
     price: Price | None = None
     """What its tokens cost; without it its calls are counted as unpriced."""
+    capture_content: Literal["none", "truncated", "full"] = "none"
+    """Whether the spans of kept traces tell what was asked and answered: the first 4 KiB of each, or 64 KiB (full)."""
 
 
 class Message(_Part):
@@ -534,6 +544,8 @@ class Telemetry(_Part):
     """Whether calls, tokens and cost are counted by the alias of their key as well."""
     service_name: Text = "penstock"
     """Name of this service in traces."""
+    redact: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(strict=False)] = ()
+    """Regular expressions: what they find is masked in what a model's capture_content tells; credentials always are."""
 
 
 class Settings(BaseSettings):

@@ -20,6 +20,7 @@ class Answer(msgspec.Struct, frozen=True):
     model: str = ""
     finish_reason: str = ""
     usage: Usage | None = None
+    usage_unread: bool = False  # there was a `usage`, and no count in it
 
 
 class _Choice(msgspec.Struct):
@@ -46,12 +47,14 @@ def read(body: bytes) -> Answer:
         said = _READ.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _NOTHING
+    told = usage.of(said.usage)
     reasons = [choice.finish_reason for choice in said.choices or ()] or [said.stop_reason or said.status]
     return Answer(
         id=_text(said.id),
         model=_text(said.model),
         finish_reason=_text(reasons[0]),
-        usage=usage.of(said.usage) if isinstance(said.usage, Mapping) else None,
+        usage=told,
+        usage_unread=told is None and said.usage is not None,
     )
 
 
@@ -67,6 +70,7 @@ class BodyReader:
 
     Attributes:
         usage, finish_reason, response_id, response_model: as the body told them; known after `close`.
+        usage_unread: whether it may have told its usage, in a way that could not be read.
     """
 
     __slots__ = (
@@ -78,15 +82,13 @@ class BodyReader:
         "response_id",
         "response_model",
         "usage",
+        "usage_unread",
     )
 
     error = ""
     first_token = is_over = is_finished = False
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        content_type = headers.get("content-type", "application/json")
-        is_json = content_type.startswith("application/json")
-        self._limit = BODY_LIMIT if is_json else 0  # of speech nothing is kept
         self._chunks: list[bytes] = []
         self._size = 0
         content_type = headers.get("content-type", "")
@@ -95,6 +97,7 @@ class BodyReader:
         is_framed = "content-length" in headers or "transfer-encoding" in headers
         self._proves_itself = is_json and not is_framed and "content-encoding" not in headers
         self.usage: Usage | None = None
+        self.usage_unread = False
         self.finish_reason = self.response_id = self.response_model = ""
 
     def feed(self, chunk: bytes) -> bytes:
@@ -102,8 +105,9 @@ class BodyReader:
         self._size += len(chunk)
         if self._size <= self._limit:
             self._chunks.append(chunk)
-        else:
+        elif self._limit:
             self._chunks.clear()
+            self.usage_unread = True
         return chunk
 
     def rest(self) -> bytes:
@@ -119,6 +123,7 @@ class BodyReader:
         said = read(body)
         self.usage, self.finish_reason = said.usage, said.finish_reason
         self.response_id, self.response_model = said.id, said.model
+        self.usage_unread = said.usage_unread or (said is _NOTHING and self._size > 0)
         return not self._proves_itself or said is not _NOTHING or _is_json(body)
 
     def output_events(self, size: int) -> int:

@@ -64,6 +64,7 @@ class Reader:
         done: whether the dialect's end mark has passed; known after `close`.
         error: the message of an error event, "" if none has passed.
         usage, finish_reason, response_id, response_model: as the stream told them; complete after `close`.
+        usage_unread: whether a usage was told in which there is no count.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Reader:
         "response_id",
         "response_model",
         "usage",
+        "usage_unread",
     )
 
     def __init__(self, *, hide_usage: bool = False) -> None:
@@ -95,6 +97,7 @@ class Reader:
         self.done = False
         self.error = ""
         self.usage: Usage | None = None
+        self.usage_unread = False
         self.finish_reason = ""
         self.response_id = ""
         self.response_model = ""
@@ -219,8 +222,11 @@ class Reader:
             self.finish_reason = _text(body.get("status")) or self.finish_reason
 
     def _note_usage(self, body: Mapping[str, object]) -> None:
-        told = usage.of(body.get("usage"))
-        if told is not None:
+        if (said := body.get("usage")) is None:
+            return
+        if (told := usage.of(said)) is None:
+            self.usage_unread = True
+        else:
             self.usage = usage.later(self.usage, told)
 
 

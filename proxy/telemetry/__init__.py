@@ -17,6 +17,7 @@
 Nothing here awaits, and nothing here may fail a call: what cannot be written is dropped, and the drop is counted.
 """
 
+from proxy.telemetry.content import Content
 from proxy.telemetry.levels import AccountLevel, BatchLevel, ConnectionLevel, GateLevel, Levels
 from proxy.telemetry.log import story
 from proxy.telemetry.record import Attempt, Pause, Record, Run, StepTaken
@@ -29,6 +30,7 @@ __all__ = [
     "Attempt",
     "BatchLevel",
     "ConnectionLevel",
+    "Content",
     "GateLevel",
     "Labels",
     "Levels",

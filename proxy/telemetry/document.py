@@ -24,8 +24,8 @@ reload takes out of the configuration take their series with them.
 
 Some values never occur yet, and stand here so that a query for them is not a mistake: a pause is set by `retry_after`,
 `computed` or `limit`, never by `reset_header`, because the reset that a header names moves the provider's limit, for
-everybody; there is no `total_timeout` on a stream and no `budget` of money; usage that cannot be read counts as
-`no_usage`, not as `parse_error`; and limits do not move by `success` or by hand (`manual`).
+everybody; there is no `total_timeout` on a stream and no `budget` of money; and limits do not move by `success`: one
+that is found by probing is learned from the refusal at its end.
 
 The families of keys have no series unless `telemetry.per_caller` is true. What the default collectors of
 prometheus-client tell of the process (`process_*`, `python_*`) comes besides.

@@ -12,6 +12,7 @@ from proxy.core.gate import Level
 from proxy.core.outcome import CANCELLED, Meaning, Outcome
 from proxy.core.usage import Usage
 from proxy.errors import GatewayError, UpstreamError
+from proxy.telemetry.content import Content
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class LimitChange:
     limit: str  # requests, tokens, ..., concurrency
     before: float | None  # per minute, or places; None: it was not known
     after: float
-    cause: str  # header, upstream_429, upstream_5xx, latency
+    cause: str  # header, upstream_429, upstream_5xx, latency, manual
 
 
 @dataclass(slots=True)
@@ -133,10 +134,12 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     usage: Usage | None = None
+    usage_unread: bool = False  # the answer may have told it, in a way that could not be read
     estimate: Usage | None = None  # of what broke off, by what had streamed: for the limits alone, never counted
     drained: str = ""  # whole or late: the answer was read on after its client had left
     pings: int = 0  # comments that were sent into its silence
     cost: int | None = None  # micro-dollars; None: without usage or without a price
+    content: Content | None = None  # what was asked and answered, where the configuration wants it in the spans
     finish_reason: str = ""
     response_id: str = ""
     response_model: str = ""

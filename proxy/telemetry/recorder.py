@@ -353,10 +353,9 @@ class Recorder:
             if len(costs) < len(usages):
                 self._unpriced[pair].value += len(usages) - len(costs)
         if len(usages) < len(records) and alike.operation not in TOKENLESS:
-            why = "no_usage" if alike.outcome == Outcome.OK._value_ else "aborted"
-            blind = sum(record.usage is None and is_answered(record) for record in records)
-            if blind:
-                self._usage_missing[*pair, why].value += blind
+            for record in records:
+                if record.usage is None and is_answered(record):
+                    self._usage_missing[*pair, _why_blind(record)].value += 1
 
     def _streamed(self, records: list[Record]) -> None:
         for record in records:
@@ -492,6 +491,12 @@ def is_answered(record: Record) -> bool:
     """Whether an upstream began a good answer, however it ended."""
     status = record.attempts[-1].status if record.attempts else None
     return status is not None and status < 400
+
+
+def _why_blind(record: Record) -> str:
+    if record.outcome is not Outcome.OK:
+        return "aborted"
+    return "parse_error" if record.usage_unread else "no_usage"
 
 
 def result_of(attempt: Attempt) -> str:

@@ -21,6 +21,7 @@ Imported only where there is a collector: OpenTelemetry's SDK and exporter take 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from threading import Thread
 from urllib.parse import urlsplit
@@ -35,7 +36,7 @@ from opentelemetry.util.types import AttributeValue
 
 from proxy.core.cost import MICRO
 from proxy.core.outcome import Outcome
-from proxy.telemetry import catalogue, semconv, trace
+from proxy.telemetry import catalogue, content, semconv, trace
 from proxy.telemetry.log import text
 from proxy.telemetry.record import Attempt, Pause, Record
 from proxy.telemetry.recorder import is_answered
@@ -93,6 +94,7 @@ class Spans:
         self._dropped = dropped
         self._resource = _resource(tracing.service_name, version)
         self._scope = InstrumentationScope("penstock", version)
+        self._masks = content.masks(tracing.redact)
         self._queue_max = _queue_max()
         self._given = 0  # spans into the processor's queue, ever
         self._closed = False
@@ -126,19 +128,29 @@ class Spans:
     def tree(self, record: Record) -> list[ReadableSpan]:
         """The call's spans, the root first, and those of its steps."""
         calls = [record, *(record.run.calls if record.run is not None else ())]
-        return [span for call in calls for span in _Tree(call, self._resource, self._scope, self._draw_span_id).spans]
+        return [
+            span
+            for call in calls
+            for span in _Tree(call, self._resource, self._scope, self._draw_span_id, self._masks).spans
+        ]
 
 
 class _Tree:
     """One call's spans while they are made."""
 
     def __init__(
-        self, record: Record, resource: Resource, scope: InstrumentationScope, draw_span_id: Callable[[], int]
+        self,
+        record: Record,
+        resource: Resource,
+        scope: InstrumentationScope,
+        draw_span_id: Callable[[], int],
+        masks: Sequence[re.Pattern[bytes]],
     ) -> None:
         self._record = record
         self._resource = resource
         self._scope = scope
         self._draw_span_id = draw_span_id
+        self._masks = masks
         self._began_ns = int(record.began * 1e9)  # a float holds no nanoseconds since the epoch: only differences are
         parts: list[Pause | Attempt] = [*record.pauses, *record.attempts]
         self._in_order = sorted(parts, key=lambda part: part.started)
@@ -230,6 +242,9 @@ class _Tree:
             attributes[semconv.COST_USD] = record.cost / MICRO
         if record.error_type and record.outcome not in _NO_ERROR:
             attributes[semconv.ERROR_TYPE] = record.error_type
+        if record.content is not None:
+            told = zip((semconv.CONTENT_ASKED, semconv.CONTENT_ANSWERED), record.content.told(self._masks), strict=True)
+            attributes.update({attribute: said for attribute, said in told if said})
         return attributes
 
     def _events(self) -> list[Event]:

@@ -151,6 +151,10 @@ class Telemetry:
         """
         self._recorder.counters["gate_limit_changes"][gate, direction, cause].value += 1
 
+    def resized(self, gate: str, before: float, after: float) -> None:
+        """A reload gave a gate so many places."""
+        self._tell(LimitChange(self._now(), gate, "concurrency", before, after, "manual"))
+
     def _tell(self, change: LimitChange) -> None:
         """A limit moved: a number and a line; the span has it as an event."""
         direction = "up" if change.before is None or change.after >= change.before else "down"

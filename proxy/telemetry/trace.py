@@ -26,6 +26,7 @@ class Tracing:
     ratio: float = 0.01  # of all calls, in [0, 1]; decided by the trace id, so every service decides alike
     slow_seconds: float = 30.0  # a call at least this slow is kept
     service_name: str = "penstock"  # where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say none
+    redact: tuple[str, ...] = ()  # regular expressions: what they find is masked in the content of calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,27 @@ def test_half_an_answer_tells_nothing():
     assert (reader.usage, reader.finish_reason) == (None, "")
 
 
+@pytest.mark.parametrize(
+    ("body", "unread"),
+    [
+        (b'{"usage": {"prompt_tokens": 1}}', False),
+        (b'{"usage": null}', False),
+        (b"{}", False),
+        (b"", False),
+        (b'{"usage": {"tokens": 1}}', True),
+        (b'{"usage": {"prompt_tokens": "1"}}', True),
+        (b'{"usage": "much"}', True),
+        (b'{"usage": {"prompt_tokens": 1}', True),
+        (b"<html>", True),
+    ],
+)
+def test_it_is_known_whether_usage_was_told_and_could_not_be_read(body, unread):
+    reader = BodyReader({})
+    reader.feed(body)
+    reader.close()
+    assert reader.usage_unread is unread
+
+
 def test_an_answer_beyond_the_limit_passes_and_is_not_kept(monkeypatch):
     monkeypatch.setattr(answer, "BODY_LIMIT", 100)
     reader = BodyReader({})
@@ -85,6 +106,7 @@ def test_an_answer_beyond_the_limit_passes_and_is_not_kept(monkeypatch):
     assert b"".join(reader.feed(raw[at : at + 10]) for at in range(0, len(raw), 10)) == raw
     assert reader.close()
     assert reader.usage is None
+    assert reader.usage_unread
 
 
 words = ["id", "model", "choices", "finish_reason", "usage", "prompt_tokens", "status", "stop_reason"]

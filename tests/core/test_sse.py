@@ -254,6 +254,18 @@ def test_a_byte_order_mark_hides_nothing():
     assert (known["first_token"], known["finish_reason"], whole) == (True, "stop", True)
 
 
+def test_a_usage_without_a_count_is_known_to_be_unread():
+    for said, unread in (
+        ({"usage": None}, False),
+        ({"usage": {"prompt_tokens": 1}}, False),
+        ({"usage": {"a": 1}}, True),
+    ):
+        reader = Reader()
+        reader.feed(f"data: {json.dumps({'choices': [], **said})}\n\ndata: [DONE]\n\n".encode())
+        assert reader.close()
+        assert reader.usage_unread is unread
+
+
 # ── what may go on ──
 
 

@@ -153,13 +153,14 @@ def test_an_upstream_error_passed_on_to_a_streaming_client_is_no_abort(gateway, 
     assert scrape(telemetry).total("stream_aborts_total") == 0
 
 
-def test_an_answer_without_usage_is_told_as_missing(gateway, telemetry, scrape):
+@pytest.mark.parametrize(("unread", "reason"), [(False, "no_usage"), (True, "parse_error")])
+def test_an_answer_without_usage_is_told_as_missing(gateway, telemetry, scrape, unread, reason):
     record = gateway.begin()
     with telemetry.request(record):
         gateway.plain()
         gateway._try(record, gateway.plain().attempts[0].meaning, 200, 1.0)
-        record.outcome = Outcome.OK
-    assert scrape(telemetry)("usage_missing_total", **PAIR, reason="no_usage") == 1
+        record.outcome, record.usage_unread = Outcome.OK, unread
+    assert scrape(telemetry)("usage_missing_total", **PAIR, reason=reason) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import math
 
 import pytest
 
+from proxy.config import Settings
 from proxy.core.headers import Kind
 from proxy.core.learner import Limit, Snapshot, Source
 from proxy.core.outcome import Meaning, Outcome, Reason, Retry
 from proxy.telemetry import AccountLevel, ConnectionLevel, GateLevel, Labels, Levels
+from tests.telemetry.house import house, settings, upstream
 
 PAIR = {"provider": "openai", "model": "gpt-4o-mini"}
 FULL = Meaning(Outcome.OVERLOADED, Reason.FULL, Retry.BACKOFF)
@@ -250,3 +252,18 @@ def test_the_stages_of_a_call_are_its_own_time_without_the_waits(gateway, teleme
         abs=1e-9,
     )
     assert {told("stage_duration_seconds_count", stage=stage) for stage in sums} == {1}
+
+
+async def test_a_reload_that_moves_a_gate_is_a_change_by_hand(tmp_path):
+    def said(places: int) -> Settings:
+        return settings({"up": upstream("http://127.0.0.1:9/v1", limits={"concurrency": places, "learn": False})})
+
+    async with house(said(8), tmp_path, load=lambda: said(next(sizes))) as gateway:
+        sizes = iter((4, 4, 16))
+        for _ in range(3):
+            await gateway.gateway.reload()
+        metrics = await gateway.metrics()
+    moved = {"gate": "upstream/up", "cause": "manual"}
+    assert metrics("gate_limit_changes_total", **moved, direction="down") == 1
+    assert metrics("gate_limit_changes_total", **moved, direction="up") == 1
+    assert metrics("gate_limit_changes_total", cause="manual") == 2
