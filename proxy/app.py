@@ -23,7 +23,7 @@ from types import TracebackType
 from aiohttp import web
 
 from proxy import config
-from proxy.api import admin, anthropic, batches, files, jobs, openai, passthrough, realtime
+from proxy.api import admin, anthropic, batches, files, jobs, openai, passthrough, realtime, stream
 from proxy.api.answering import Streams
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
@@ -113,6 +113,7 @@ class Gateway:
             **files.endpoints(self._batches),
             **batches.endpoints(self._batches, self.telemetry),
             **jobs.endpoints(calls, self._batches, self.telemetry),
+            **stream.endpoints(calls, self.telemetry, lambda: self.plan),
         }
         others = {dialect: passthrough.endpoints(calls, dialect) for dialect in (OPENAI, ANTHROPIC)}
         endpoints = {

@@ -12,6 +12,7 @@ GatewayError
 ├── WrongState            409  a batch or file in this state does not allow it
 ├── BodyTooLarge          413
 ├── ExpectationFailed     417  another expectation than 100-continue
+├── Cancelled             499  a prompt on a WebSocket that its client has cancelled
 ├── HeadersTooLarge       431  the head of the request is too large; its connection ends
 ├── MethodNotImplemented  501  a method for proxies; its connection ends
 ├── VersionNotSupported   505  neither HTTP/1.1 nor HTTP/1.0; its connection ends
@@ -159,6 +160,11 @@ class BodyTooLarge(GatewayError):
 class ExpectationFailed(GatewayError):
     status, default_code, kind = 417, "expectation_failed", "invalid_request_error"
     word, source = "invalid_request", "client"
+
+
+class Cancelled(GatewayError):
+    status, default_code, kind = 499, "cancelled", "invalid_request_error"
+    word, source = "client_disconnect", "client"
 
 
 class QueueFull(GatewayError):

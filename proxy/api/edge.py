@@ -62,6 +62,7 @@ class Visit:
     answer: HttpAnswer
     path: str  # what follows /v1, with its query
     now: Callable[[], float]
+    stopping: asyncio.Event  # set when the gateway begins to stop
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body as it comes in; who does not ask for the next part stops the client.
@@ -256,11 +257,15 @@ class Edge:
         self._streams = streams
         self._idle = asyncio.Event()
         self._is_cutting = False
-        self.draining = False
+        self._stopping = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._stopping.is_set()
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing new; return when all in flight have ended, or after `seconds`. Returns whether all ended."""
-        self.draining = True
+        self._stopping.set()
         return await self._empty(seconds)
 
     async def cut(self, seconds: float) -> None:
@@ -299,11 +304,11 @@ class Edge:
             try:
                 await self._serve(request, endpoint, target, wrong, record, answer)
             except ClientGone as gone:
-                _left(record, "client_stalled" if isinstance(gone, ClientStalled) else "client_disconnect")
+                left(record, "client_stalled" if isinstance(gone, ClientStalled) else "client_disconnect")
                 answer.abort()
             except asyncio.CancelledError:
                 if not self._is_cutting:
-                    _left(record, "client_disconnect")
+                    left(record, "client_disconnect")
                     raise
                 task.uncancel()
                 if record.outcome is Outcome.CANCELLED:  # else its client has all of it
@@ -334,19 +339,15 @@ class Edge:
             began = self._now()
             record.caller = _caller(plan, request.headers)
             record.auth_seconds = self._now() - began
-            await handler(Visit(request, plan, record, answer, target.removeprefix("/v1"), self._now))
+            path = target.removeprefix("/v1")
+            await handler(Visit(request, plan, record, answer, path, self._now, self._stopping))
         except GatewayError as error:
-            if not isinstance(error, UpstreamError):  # the relay has said what became of an attempt
-                record.outcome = Outcome.REJECTED
-                record.error_type, record.error_source = error.word, error.source
+            refused(record, error)
             await answer.refuse(error)
         except (ClientGone, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001  # the edge is where the unforeseen is counted and logged, once
-            log.error("request %s failed: %s", record.request_id, story(error))
-            record.outcome = Outcome.FAILED
-            record.error_type, record.error_source = Internal.word, Internal.source
-            await answer.refuse(Internal(f"internal error; it is logged as {record.request_id}"))
+            await answer.refuse(unforeseen(record, error))
 
     def _look_up(
         self, request: web.BaseRequest, wrong: GatewayError | None
@@ -408,20 +409,39 @@ def _key_among_protocols(headers: Mapping[str, str]) -> str:
     return subprotocols(headers.get("sec-websocket-protocol", ""))[1]
 
 
+def refused(record: Record, error: GatewayError) -> None:
+    """The call ends with an error of ours; of an attempt the relay has said what became of it."""
+    if not isinstance(error, UpstreamError):
+        record.outcome = Outcome.REJECTED
+        record.error_type, record.error_source = error.word, error.source
+
+
+def unforeseen(record: Record, error: Exception) -> Internal:
+    """A mistake of ours, logged; what is said of it."""
+    log.error("request %s failed: %s", record.request_id, story(error))
+    record.outcome = Outcome.FAILED
+    record.error_type, record.error_source = Internal.word, Internal.source
+    return Internal(f"internal error; it is logged as {record.request_id}")
+
+
 async def _cut_off(record: Record, answer: HttpAnswer) -> None:
     """The gateway stops before the call has ended."""
-    has_begun = answer.response is not None
+    try:
+        await answer.refuse(cut_off(record, has_begun=answer.response is not None))
+    except ClientGone:
+        record.outcome = Outcome.CANCELLED
+        left(record, "client_disconnect")
+
+
+def cut_off(record: Record, *, has_begun: bool) -> Draining:
+    """The gateway stops before the call has ended, after its answer has begun or before; what is said of it."""
     record.outcome = Outcome.TRUNCATED if has_begun else Outcome.REJECTED
     record.error_type, record.error_source = Draining.word, Draining.source
     record.end_reason = "shutdown" if has_begun else ""
-    try:
-        await answer.refuse(Draining("the gateway has stopped; ask again, another one will answer", retry_after=1.0))
-    except ClientGone:
-        record.outcome = Outcome.CANCELLED
-        _left(record, "client_disconnect")
+    return Draining("the gateway has stopped; ask again, another one will answer", retry_after=1.0)
 
 
-def _left(record: Record, how: str) -> None:
+def left(record: Record, how: str) -> None:
     """The client went away, or might as well have. What broke before that keeps its own word."""
     if record.outcome is Outcome.CANCELLED:
         record.error_type, record.error_source = how, "client"

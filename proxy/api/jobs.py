@@ -12,7 +12,7 @@ holds for it; its id is the batch's with another beginning, and it is listed amo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -40,31 +40,31 @@ _STATES = {
     Status.IN_PROGRESS: "running",
     Status.FINALIZING: "running",
 }  # all others keep their word
-_Asked = TypeVar("_Asked", bound="_Said")
+_Asked = TypeVar("_Asked", bound="Said")
 _encode = msgspec.json.encode
 
 
-class _Said(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class Said(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str = ""
     system: str = ""
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
-    def body(self, prompt: str, model: str) -> bytes:
-        """The chat completion that answers a prompt."""
-        asked = [{"role": "user", "content": prompt}]
+    def body(self, prompt: str, model: str, before: Sequence[object] = (), **more: object) -> bytes:
+        """The chat completion that answers a prompt, after these messages; "" stands for no prompt."""
+        asked = [*before, {"role": "user", "content": prompt}] if prompt else [*before]
         if self.system:
             asked.insert(0, {"role": "system", "content": self.system})
-        said: dict[str, object] = {"model": model, "messages": asked}
+        said: dict[str, object] = {"model": model, "messages": asked, **more}
         if self.max_tokens is not None:
             said["max_tokens"] = self.max_tokens
         return _encode(said)
 
 
-class _Prompt(_Said, kw_only=True):
+class _Prompt(Said, kw_only=True):
     prompt: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class _Prompts(_Said, kw_only=True):
+class _Prompts(Said, kw_only=True):
     prompts: Annotated[
         list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1, max_length=LINES_MAX)
     ]
@@ -84,15 +84,15 @@ def endpoints(relay: Runs, batches: Batches, telemetry: Telemetry) -> dict[str, 
 
 def _complete(relay: Runs) -> Handler:
     async def complete(visit: Visit) -> None:
-        said = _read(await visit.body(), _Prompt)
+        said = read(await visit.body(), _Prompt)
         record = visit.record
-        wanted = calling.read(said.body(said.prompt, _model(said.model, visit.plan)))
+        wanted = calling.read(said.body(said.prompt, model_of(said.model, visit.plan)))
         record.asked_model, record.max_tokens = wanted.model, wanted.max_tokens
         sink = await _answered(visit, relay, wanted)
         if sink.status >= 400:  # the upstream's own word
             await visit.answer.give(sink.status, sink.body, _JSON | {"x-should-retry": "false"})
         else:
-            await visit.answer.give(200, _encode({"result": _result(sink.body)}), _JSON)
+            await visit.answer.give(200, _encode({"result": result_of(sink.body)}), _JSON)
 
     return complete
 
@@ -111,7 +111,7 @@ async def _answered(visit: Visit, relay: Runs, wanted: Asked) -> Collected:
     return sink
 
 
-def _result(body: bytes) -> str | None:
+def result_of(body: bytes) -> str | None:
     """The text of an answer; None where the model gave none."""
     try:
         said = msgspec.json.decode(body, type=_Completion)
@@ -137,8 +137,8 @@ class _Completion(msgspec.Struct):
 
 def _submit(batches: Batches, telemetry: Telemetry) -> Handler:
     async def submit(visit: Visit) -> None:
-        said = _read(await visit.body(), _Prompts)
-        model = _model(said.model, visit.plan)
+        said = read(await visit.body(), _Prompts)
+        model = model_of(said.model, visit.plan)
         visit.record.model = calling.routed(visit.plan, model, OPENAI).name
         caller = visit.record.caller
         async with batches.arriving() as arrival:
@@ -244,16 +244,24 @@ def _told(line: _Line) -> object:
     if line.response is None:
         return {"error": line.error}
     if line.response.status_code < 300:
-        return _result(bytes(line.response.body))
-    said = msgspec.json.decode(line.response.body)
+        return result_of(bytes(line.response.body))
+    return {"error": error_of(line.response.status_code, bytes(line.response.body))}
+
+
+# ── what all of them read ──
+
+
+def error_of(status: int, body: bytes) -> object:
+    """What an upstream's refusal says, in its own words."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = body.decode("utf-8", "replace")
     error = said.get("error") if isinstance(said, Mapping) else None
-    return {"error": error if isinstance(error, Mapping) else {"code": line.response.status_code, "message": str(said)}}
+    return error if isinstance(error, Mapping) else {"code": status, "message": str(said)}
 
 
-# ── what both read ──
-
-
-def _read(body: bytes, form: type[_Asked]) -> _Asked:
+def read(body: bytes, form: type[_Asked]) -> _Asked:
     try:
         return msgspec.json.decode(body, type=form)
     except msgspec.ValidationError as error:
@@ -262,7 +270,7 @@ def _read(body: bytes, form: type[_Asked]) -> _Asked:
         raise InvalidRequest(f"the body is not JSON: {error}", code="invalid_json") from None
 
 
-def _model(asked: str, plan: Plan) -> str:
+def model_of(asked: str, plan: Plan) -> str:
     """The one that is asked for, or that stands in for none."""
     usual = plan.settings.jobs.model
     listed = plan.listed(OPENAI.name)

@@ -146,7 +146,7 @@ class Reader:
             if self._held:
                 self._last.append(self._held)
             for block in self._last:
-                for event in _events(block):
+                for event in events(block):
                     self._note_end(event)
         return self.done or (bool(self.finish_reason) and not self._is_cut())
 
@@ -161,7 +161,7 @@ class Reader:
         if self._blind:
             return True
         held = self._held.strip()
-        return held != b"" and not held.startswith(b":") and not any(True for _ in _events(held))
+        return held != b"" and not held.startswith(b":") and not any(True for _ in events(held))
 
     def output_events(self, size: int) -> int:
         """About how many events so many bytes of the stream were, by the size of its last ones."""
@@ -182,14 +182,14 @@ class Reader:
         return block
 
     def _look_for_token(self, block: bytes) -> None:
-        for event in _events(block):
+        for event in events(block):
             self._note_start(event)
             if _has_content(event):
                 self.first_token = True
                 return
 
     def _look_for_error(self, block: bytes) -> None:
-        for event in _events(block):
+        for event in events(block):
             said = event.get("error") or _inner(event).get("error")
             if event.get("type") == "error" and not isinstance(said, Mapping):
                 said = event
@@ -252,7 +252,7 @@ def _split(block: bytes) -> Iterator[bytes]:
         yield bytes(event)
 
 
-def _events(block: bytes) -> Iterator[Mapping[str, object]]:
+def events(block: bytes) -> Iterator[Mapping[str, object]]:
     """The JSON objects of a block's data lines, and `_DONE` for the end mark. Skips what is not JSON."""
     for line in block.removeprefix(_BOM).splitlines():  # bytes.splitlines cuts at CR, LF and CRLF only
         if not line.startswith(b"data:"):
@@ -270,7 +270,7 @@ def _events(block: bytes) -> Iterator[Mapping[str, object]]:
 
 
 def _only_usage(event: bytes) -> bool:
-    return any(said.get("choices") == [] and isinstance(said.get("usage"), Mapping) for said in _events(event))
+    return any(said.get("choices") == [] and isinstance(said.get("usage"), Mapping) for said in events(event))
 
 
 def _has_content(event: Mapping[str, object]) -> bool:

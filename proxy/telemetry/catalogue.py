@@ -99,6 +99,7 @@ _WITHOUT = (  # those whose answers may count none
     "projects",
     "realtime",
     "skills",
+    "stream",
     "threads",
     "uploads",
     "vector_stores",

@@ -18,7 +18,7 @@ import pytest
 from openai import OpenAI
 
 from proxy import conversation
-from proxy.api import realtime
+from proxy.api.line import MESSAGE_LIMIT
 from proxy.config import PASSTHROUGH, Gate, Limits, Model, Secret, Upstream
 from proxy.simulator import Profile, Simulator, profiles
 from proxy.simulator import serving as simulating
@@ -393,9 +393,9 @@ async def test_a_session_in_which_nobody_says_anything_is_kept() -> None:
 
 async def test_a_message_that_is_too_large_closes_with_1009(upstream: Scripted) -> None:
     async with before(upstream) as house, both(upstream, house) as (client, said, heard, _):
-        client.send(frame(BINARY, b"x" * realtime.MESSAGE_LIMIT, mask=True))
-        assert await heard.next() == (BINARY, b"x" * realtime.MESSAGE_LIMIT)
-        client.send(frame(BINARY, b"x" * (realtime.MESSAGE_LIMIT + 1), mask=True))
+        client.send(frame(BINARY, b"x" * MESSAGE_LIMIT, mask=True))
+        assert await heard.next() == (BINARY, b"x" * MESSAGE_LIMIT)
+        client.send(frame(BINARY, b"x" * (MESSAGE_LIMIT + 1), mask=True))
         opcode, data = await said.next()
         assert (opcode, data[:2]) == (CLOSE, closing(1009))
         client.send(frame(CLOSE, closing(1009), mask=True))
