@@ -1,7 +1,8 @@
 """Calls for the gateway of docker-compose.yml, so that its pages have something to show.
 
 A steady trickle, and every half minute a burst that the provider's limits cannot take at once: what waits then, waits
-in the gateway. A call that fails is counted by the gateway; here it is nobody's business.
+in the gateway. Every minute a batch, which takes what the others leave. A call that fails is counted by the gateway;
+here it is nobody's business.
 
     python grafana/traffic.py http://127.0.0.1:8080/v1
 """
@@ -18,7 +19,9 @@ import aiohttp
 STEADY_SECONDS = 0.25  # between two calls, in the mean
 BURST_SECONDS = 30.0
 BURST_CALLS = 120
-MODELS = ("gpt-4o-mini", "gpt-4o-mini", "gpt-4o-mini", "gpt-4o")
+BATCH_SECONDS = 60.0
+BATCH_PROMPTS = 40
+MODELS = (*("gpt-4o-mini",) * 7, *("gpt-4o",) * 2, "pipeline/digest")
 PRIORITIES = ("interactive", "default", "default", "batch")
 
 
@@ -29,9 +32,12 @@ async def call(session: aiohttp.ClientSession, base_url: str) -> None:
         "max_tokens": random.randint(16, 256),
         "stream": random.random() < 0.5,
     }
-    headers = {"x-penstock-priority": random.choice(PRIORITIES)}
+    await post(session, f"{base_url}/chat/completions", body, {"x-penstock-priority": random.choice(PRIORITIES)})
+
+
+async def post(session: aiohttp.ClientSession, url: str, body: object, headers: dict[str, str] | None = None) -> None:
     try:
-        async with session.post(f"{base_url}/chat/completions", json=body, headers=headers) as response:
+        async with session.post(url, json=body, headers=headers) as response:
             await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
         logging.warning("%s: %s", type(error).__name__, error)
@@ -50,10 +56,17 @@ async def bursts(session: aiohttp.ClientSession, base_url: str) -> None:
         await asyncio.gather(*(call(session, base_url) for _ in range(BURST_CALLS)))
 
 
+async def batches(session: aiohttp.ClientSession, base_url: str) -> None:
+    while True:
+        prompts = [f"Which river turns the mill of number {number}?" for number in range(BATCH_PROMPTS)]
+        await post(session, f"{base_url.removesuffix('/v1')}/batch", {"model": "gpt-4o-mini", "prompts": prompts})
+        await asyncio.sleep(BATCH_SECONDS)
+
+
 async def main(base_url: str) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
-        await asyncio.gather(trickle(session, base_url), bursts(session, base_url))
+        await asyncio.gather(trickle(session, base_url), bursts(session, base_url), batches(session, base_url))
 
 
 if __name__ == "__main__":
