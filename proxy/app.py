@@ -107,7 +107,7 @@ class Gateway:
         calls = Pipelines(self._relay, self.telemetry, now, wall)
         state = settings.state.path
         self._batches = Batches(
-            None if state is None else Path(state), calls, self.telemetry, lambda: self.plan, now, wall
+            None if state is None else Path(state), calls, self.telemetry, lambda: self.plan, self._transport, now, wall
         )
         kept = {
             **files.endpoints(self._batches),

@@ -11,14 +11,14 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
 from proxy import config
 from proxy.config import PASSTHROUGH, PIPELINE, Secret, Settings
-from proxy.config.secret import digest, digest_of
+from proxy.config.secret import digest, digest_of, signing_key
 from proxy.core import cost
 from proxy.core.concurrency import Gradient
 from proxy.core.cost import Price
@@ -31,7 +31,16 @@ OPEN_ROUTES = 200  # models served by a wildcard that are remembered, each with 
 MODEL_LIMIT = 512  # characters of a model's name; a longer one would fill that memory, and real ones stay below 200
 USER_AGENT = "penstock"
 KEPT = (100, 30.0)  # idle connections, and seconds; in front of most providers stands something that keeps them for 75
+WEBHOOK_SECONDS = 15.0  # for it to answer
 KEPT_OWN = (8, 4.0)  # llama.cpp gives each of its eight threads to a connection, used or not, and closes it after 5 s
+
+
+@dataclass(slots=True, frozen=True)
+class Webhook:
+    """Who is told of a batch's end, and the key that this is signed with."""
+
+    target: Upstream
+    key: bytes = field(repr=False)
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -221,6 +230,11 @@ class Plan:
         self.catch_all = _catch_all(settings)
         self.pipelines = {name: self._pipeline(name, said) for name, said in settings.pipelines.items()}
         self._exact |= {f"{PIPELINE}{name}": _whole(each) for name, each in self.pipelines.items()}
+
+    @property
+    def webhook(self) -> Webhook | None:
+        """Who is told of a batch's end."""
+        return None if self.settings.batches.webhook is None else _webhook(self.settings.batches.webhook)
 
     @property
     def needs_key(self) -> bool:
@@ -420,6 +434,12 @@ def _upstream(name: str, said: config.Upstream) -> Upstream:
         client_key_file=said.client_key_file,
         certificates=said.certificates,
     )
+
+
+def _webhook(said: config.Webhook) -> Webhook:
+    parts = urlsplit(said.url)
+    there = config.Upstream(base_url=f"{parts.scheme}://{parts.netloc}", first_byte_seconds=WEBHOOK_SECONDS)
+    return Webhook(replace(_upstream("webhook", there), base_url=said.url), signing_key(said.secret))
 
 
 def _proxy(said: config.Upstream, parts: SplitResult) -> str | None:

@@ -94,6 +94,12 @@ PAGE = Page(
                 *percentiles("batch_job_duration_seconds"),
             ),
             graph(
+                "Webhook",
+                "Tries to tell of a batch's end. Failed ones are tried again, for days; dropped: nobody was told.",
+                "short",
+                Query(increase("batch_webhooks", "result"), "{{result}}"),
+            ),
+            graph(
                 "Oldest item by gateway",
                 "Since when the oldest batch with an item left has been waiting for it, by gateway.",
                 "s",

@@ -6,6 +6,7 @@
     runner.py   every open batch, from its first state to its last
     lane.py     how many items stand before the gate
     item.py     one item as an ordinary call
+    webhook.py  who is told that a batch has ended
     service.py  all of it, as the endpoints ask for it
 
 What a batch may do is decided in `proxy.core.batch`.

@@ -32,6 +32,7 @@ class MemoryStore:
         self._files: dict[str, File] = {}
         self._batches: dict[str, Batch] = {}
         self._lines: dict[str, dict[int, _Line]] = {}
+        self._told: set[str] = set()  # batches
 
     async def add_file(self, file: File) -> None:
         self._files[file.id] = file
@@ -80,6 +81,12 @@ class MemoryStore:
         batch = msgspec.structs.replace(rules.moved(self._batches[batch_id], status, now), **changes)
         self._batches[batch_id] = batch
         return batch
+
+    async def untold(self) -> list[Batch]:
+        return [batch for batch in self._batches.values() if batch.status.is_final and batch.id not in self._told]
+
+    async def mark_told(self, batch_id: str) -> None:
+        self._told.add(batch_id)
 
     async def claim(self, batch_id: str, most: int, until: float) -> list[Item]:
         if self._batches[batch_id].status is not Status.IN_PROGRESS:
@@ -169,6 +176,7 @@ class MemoryStore:
 
     def _forget(self, batch: Batch) -> None:
         del self._batches[batch.id], self._lines[batch.id]
+        self._told.discard(batch.id)
         for file_id in (batch.output_file_id, batch.error_file_id):
             self._files.pop(file_id, None)
 

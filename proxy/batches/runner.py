@@ -73,6 +73,9 @@ class Runner:
         refuse: what is wrong with a model as such; None: nothing.
         keep_seconds: how long batches that ended are kept.
         now, wall: the monotonic clock and the epoch's.
+
+    Attributes:
+        ends: set when a batch has ended.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Runner:
         self._lives: dict[str, Life] = {}
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._given_up: list[Item] = []  # by a drain
+        self.ends = asyncio.Event()
         self._is_stuck = False  # the store could not be written, and that has been told
 
     async def start(self) -> int:
@@ -179,6 +183,7 @@ class Runner:
         lane = (batch.owner, batch.model)
         if not any((life.batch.owner, life.batch.model) == lane for life in self._lives.values()):
             self._lanes.pop(lane, None)
+        self.ends.set()
         self.notes.batch_finished(batch.status.value, batch.ended_at - batch.created_at)
         log.info("%s is %s: %d done, %d failed", batch.id, batch.status.value, batch.completed, batch.failed)
         await self.tidy()

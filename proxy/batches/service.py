@@ -21,11 +21,13 @@ from proxy.batches.lane import Pause
 from proxy.batches.runner import Runner
 from proxy.batches.sqlite import SqliteStore
 from proxy.batches.store import Page, Store
+from proxy.batches.webhook import Announcer
 from proxy.core.batch import WINDOWS, Batch, File, Mistake, NotPossible, Status
 from proxy.errors import NotFound, StateOff, WrongState
 from proxy.plan import Plan
 from proxy.relay import Runs
 from proxy.telemetry import BatchLevel, Telemetry
+from proxy.upstreams import Transport
 
 log = logging.getLogger("penstock.batches")
 
@@ -68,10 +70,11 @@ class Batches:
         relay: Runs,
         telemetry: Telemetry,
         plan: Callable[[], Plan],
+        transport: Transport,
         now: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self._directory, self._plan, self._telemetry = directory, plan, telemetry
+        self._directory, self._plan, self._telemetry, self._transport = directory, plan, telemetry, transport
         self._items = Items(relay, telemetry, plan, now, wall)
         self._now, self._wall = now, wall
         self._opening = asyncio.Lock()
@@ -138,7 +141,17 @@ class Batches:
             now=self._now,
             wall=self._wall,
         )
+        announcer = Announcer(
+            store,
+            self._transport,
+            lambda: self._plan().webhook,
+            self._telemetry,
+            runner.ends,
+            now=self._now,
+            wall=self._wall,
+        )
         resumed = await runner.start()
+        runner.tasks.spawn("webhook", announcer.run())
         log.info("state is kept in %s; %d batches go on", self._directory, resumed)
         return _State(store, inputs, runner)
 

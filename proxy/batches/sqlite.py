@@ -56,6 +56,10 @@ CREATE INDEX items_claimed ON items (until) WHERE state = 1;
 CREATE TABLE steps (batch INTEGER NOT NULL, line INTEGER NOT NULL, step TEXT NOT NULL, gave BLOB NOT NULL,
                     PRIMARY KEY (batch, line, step)) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE batches ADD COLUMN untold INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX batches_untold ON batches (n) WHERE untold;
+""",
 )
 VERSION = len(_SCHEMA)
 _ENCODE = msgspec.json.encode
@@ -176,6 +180,15 @@ class SqliteStore:
             return batch
 
         return await self._write(move)
+
+    async def untold(self) -> list[Batch]:
+        def read(db: sqlite3.Connection) -> list[Batch]:
+            return [_BATCH.decode(doc) for (doc,) in db.execute("SELECT doc FROM batches WHERE untold ORDER BY n")]
+
+        return await self._read(read)
+
+    async def mark_told(self, batch_id: str) -> None:
+        await self._write(lambda db: db.execute("UPDATE batches SET untold = 0 WHERE id = ?", (batch_id,)) and None)
 
     # ── items ──
 
@@ -443,8 +456,8 @@ def _open(db: sqlite3.Connection) -> list[tuple[int, Batch]]:
 
 def _keep(db: sqlite3.Connection, n: int, batch: Batch) -> None:
     ended = batch.ended_at if batch.status.is_final else None
-    row = (ended is None, ended, _ENCODE(batch), n)
-    db.execute("UPDATE batches SET open = ?, ended_at = ?, doc = ? WHERE n = ?", row)
+    row = (ended is None, ended, ended is not None, _ENCODE(batch), n)
+    db.execute("UPDATE batches SET open = ?, ended_at = ?, untold = ?, doc = ? WHERE n = ?", row)
 
 
 def _mark(db: sqlite3.Connection, items: Sequence[Item], change: str, value: float) -> None:

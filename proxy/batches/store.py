@@ -8,7 +8,8 @@ Rules
 3. Result, state and counts are one commit. With the last of them the batch is finalizing.
 4. An open batch needs the bytes of its input, even when their file has been deleted.
 5. What has an owner is found only by its owner.
-6. What a pipeline's steps gave is kept with their item until that has ended, so that nobody pays for them again.
+6. That the end of a batch is to be told is in the commit of that end.
+7. What a pipeline's steps gave is kept with their item until that has ended, so that nobody pays for them again.
 """
 
 from __future__ import annotations
@@ -129,6 +130,14 @@ class Store(Protocol):
         Raises:
             NotPossible: its state does not allow it.
         """
+        ...
+
+    async def untold(self) -> list[Batch]:
+        """Batches that have ended, and whose end nobody was told of, in the order of their making."""
+        ...
+
+    async def mark_told(self, batch_id: str) -> None:
+        """Whoever is to know of its end does."""
         ...
 
     async def lines(self, batch_id: str, *, done: bool, after: int, most_bytes: int) -> list[tuple[int, bytes]]:

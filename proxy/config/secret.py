@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from base64 import b64decode
 from hashlib import sha256
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 MASK = "***"
 HASHED = "sha256:"  # in front of a hash that stands for a key
+SIGNING = "whsec_"  # in front of a secret that webhooks are signed with
+SIGNING_BYTES = 24  # that it has at least, by Standard Webhooks
 _HASH = re.compile(r"sha256:[0-9a-fA-F]{64}")
 PASSTHROUGH = "passthrough"  # in place of a key: the client's own
 
@@ -74,6 +77,15 @@ def digest(key: str) -> bytes:
 def hashed(key: str) -> str:
     """A caller's key as a configuration may have it without holding it."""
     return HASHED + digest(key).hex()
+
+
+def signing_key(secret: Secret) -> bytes:
+    """The key that stands in a secret of Standard Webhooks. Raises ValueError: there is none, or it is short."""
+    said = secret.reveal()
+    key = b64decode(said.removeprefix(SIGNING), validate=True)
+    if not said.startswith(SIGNING) or len(key) < SIGNING_BYTES:
+        raise ValueError
+    return key
 
 
 def is_hash(key: Secret) -> bool:

@@ -32,7 +32,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from proxy.config import secret, tls
 from proxy.config.consistency import contradictions
 from proxy.config.pipelines import written
-from proxy.config.secret import PASSTHROUGH, Secret
+from proxy.config.secret import PASSTHROUGH, SIGNING, SIGNING_BYTES, Secret, signing_key
 from proxy.core import pipeline
 
 COUNT_MAX = 10**12  # more than any limit sold; small enough that a float holds it exactly
@@ -72,7 +72,7 @@ def _host(host: str) -> str:
     return host
 
 
-def _base_url(url: str) -> str:
+def _url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -82,11 +82,28 @@ def _base_url(url: str) -> str:
         raise _wrong("must be an http or https URL with a host; write it like https://api.openai.com/v1")
     if "@" in parts.netloc:
         raise _wrong("must hold no user and no password; give the key as api_key")
-    if "?" in url or "#" in url:
-        raise _wrong("must end with its path; take the `?` or `#` and what follows out")
+    if "#" in url:
+        raise _wrong("must hold no `#`; take it and what follows out")
     if not all("!" <= character <= "~" for character in url) or "\\" in url:
         raise _wrong("holds a character that no URL may hold; percent-encode it")
-    return url.rstrip("/")
+    return url
+
+
+def _base_url(url: str) -> str:
+    if "?" in url or "#" in url:
+        raise _wrong("must end with its path; take the `?` or `#` and what follows out")
+    return _url(url).rstrip("/")
+
+
+def _signing(secret: Secret) -> Secret:
+    try:
+        signing_key(secret)
+    except ValueError:
+        raise _wrong(
+            f"must be {SIGNING} and base64 of at least {SIGNING_BYTES} bytes; make one with "
+            f"`echo {SIGNING}$(head -c 32 /dev/urandom | base64)`"
+        ) from None
+    return secret
 
 
 def _or_in_short(whole: JsonSchemaValue, short: JsonSchemaValue) -> JsonSchemaValue:
@@ -513,11 +530,22 @@ class State(_Part):
     """Directory of this gateway's own; penstock under $XDG_DATA_HOME or ~/.local/share where none is given."""
 
 
+class Webhook(_Part):
+    """An address that is told by a signed POST, as OpenAI's webhooks are."""
+
+    url: Annotated[str, AfterValidator(_url), Field(examples=["https://example.com/batches"])]
+    """Where events are sent."""
+    secret: Annotated[Secret, AfterValidator(_signing), Field(examples=["${WEBHOOK_SECRET}"])]
+    """What they are signed with: whsec_ and base64, as ${NAME} from the environment or file:PATH."""
+
+
 class Batches(_Part):
     """Batches that this gateway runs."""
 
     keep_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 30.0
     """How long a batch that ended is kept, with its results, and an uploaded file."""
+    webhook: Webhook | None = None
+    """Who is told that a batch has ended; nobody else can say where to."""
 
 
 class Jobs(_Part):

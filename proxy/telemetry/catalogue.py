@@ -157,6 +157,7 @@ KINDS = ("requests", "tokens", "input_tokens", "output_tokens")
 JOBS = tuple(status.value for status in batch.OPEN)
 JOB_ENDS = tuple(status.value for status in batch.Status if status.is_final)
 ITEM_ENDS = tuple(end.value for end in batch.End)
+TOLD = ("delivered", "failed", "dropped")
 STAGES = ("auth", "parse", "route", "send", "relay", "usage", "log")
 STEP_RESULTS = ("ok", "fallback", "skipped", "omitted", "failed", "cancelled")
 SIGNALS = ("span", "log", "audit")
@@ -510,6 +511,13 @@ _BATCHES = (
         "batch_oldest_item_timestamp_seconds",
         _G,
         "When the oldest batch with an item that has not ended was made; no value where there is none.",
+    ),
+    Family(
+        "batch_webhooks",
+        _C,
+        "Tries to tell the webhook of a batch's end: delivered, failed and to be tried again, or given up (dropped).",
+        {"result": TOLD},
+        zeroed=True,
     ),
     Family("batch_job_duration_seconds", _H, "From a batch's making to its end.", {}, JOB, zeroed=True),
 )

@@ -202,6 +202,10 @@ class Telemetry:
         self._recorder.counters["batch_jobs_finished"][status,].value += 1
         self._recorder.histograms["batch_job_duration_seconds"][()].observe(seconds)
 
+    def batch_webhook(self, result: str) -> None:
+        """That a batch has ended was told, or could not be; `result` is a word of `catalogue.TOLD`."""
+        self._recorder.counters["batch_webhooks"][result,].value += 1
+
     def draining(self, on: bool) -> None:
         self._is_draining = on
 

@@ -568,3 +568,29 @@ class TestHistories(Histories.TestCase):
     @pytest.fixture(autouse=True)
     def _hurried(self, monkeypatch):
         monkeypatch.setattr(sqlite_store, "GATHER_SECONDS", 0.0)
+
+
+# ── whose end is to be told ──
+
+
+async def test_that_an_end_is_to_be_told_lasts_until_somebody_has_been(store):
+    await started(store, 1)
+    await store.create(batch("batch_2"))
+    assert await store.untold() == []
+    await store.move("batch_2", Status.FAILED, 120.0)
+    await store.move("batch_1", Status.CANCELLING, 130.0)
+    await store.close("batch_1", Status.CANCELLED, 140.0)
+    told = await store.untold()
+    assert [(each.id, each.status) for each in told] == [("batch_1", Status.CANCELLED), ("batch_2", Status.FAILED)]
+    await store.mark_told("batch_1")
+    assert [each.id for each in await store.untold()] == ["batch_2"]
+    await store.sweep(DAY * 365, keep_seconds=KEEP)
+    assert await store.untold() == []
+
+
+async def test_that_an_end_is_to_be_told_outlives_the_process(tmp_path):
+    async with sqlite(tmp_path) as first:
+        await first.create(batch())
+        await first.move("batch_1", Status.FAILED, 120.0)
+    async with sqlite(tmp_path) as second:
+        assert [each.id for each in await second.untold()] == ["batch_1"]

@@ -236,6 +236,21 @@ def test_a_mistake_in_an_upstream(body: str, message: str, tmp_path: Path) -> No
     assert told(tmp_path, text) == [f"p.yaml:2: upstreams.local.{message}"]
 
 
+SECRETS = ("short", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!!", "YSBzZWNyZXQgb2YgdGhlIG9wZXJhdG9y")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_that_signs_nothing_well_is_refused_and_not_shown(secret: str, tmp_path: Path) -> None:
+    text = (
+        "upstreams: {up: {base_url: 'http://h'}}\n"
+        "models: {'*': {upstreams: [up]}}\n"
+        f"batches: {{webhook: {{url: 'https://h/?a=b', secret: '{secret}'}}}}"
+    )
+    (problem,) = told(tmp_path, text)
+    assert problem.startswith("p.yaml:3: batches.webhook.secret: must be whsec_ and base64 of at least 24 bytes")
+    assert secret == "whsec_" or secret not in problem
+
+
 MODEL = [
     ("m: {}", "m.upstreams: is missing; give it: Names of the upstreams, in the order they are tried"),
     ("m: {upstreams: []}", "m.upstreams: must not be empty; give at least one"),
