@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import msgspec
 
@@ -54,6 +55,7 @@ TO_CLIENT = (
             "content-type",
             "etag",
             "last-modified",
+            "location",
             "openai-model",
             "openai-poll-after-ms",
             "openai-processing-ms",
@@ -94,6 +96,30 @@ def for_client(said: Mapping[str, str]) -> dict[str, str]:
     """
     told = {name: value for name, value in said.items() if name in TO_CLIENT and value.isprintable()}
     return without_hops(told, said.get("connection", ""))
+
+
+def location(said: str, asked: str, base_url: str) -> str:
+    """Where an upstream sends the client, as the client can go there; "" where it must not be told.
+
+    What is below the upstream's `base_url` is below the gateway's `/v1`, to which it comes back with its key. Another
+    host, over https, is meant for the client (a store of files, with its signature) and stays as it is. All else names
+    a server that only the gateway knows: the upstream's own outside of its `base_url`, or one without TLS.
+
+    Args:
+        said: an answer's `location`.
+        asked: the URL that was asked for.
+    """
+    try:
+        target, base = urlsplit(urljoin(asked, said)), urlsplit(base_url)
+        own = target.hostname == base.hostname  # whatever scheme and port: behind a proxy a server knows neither
+    except ValueError:
+        return ""
+    if not own:
+        return target.geturl() if target.scheme == "https" and target.hostname and "@" not in target.netloc else ""
+    below = target.path.removeprefix(base.path)
+    if not target.path.startswith(base.path) or not below.startswith("/"):
+        return ""
+    return urlunsplit(("", "", f"/v1{below}", target.query, target.fragment))
 
 
 _KEY = "openai-insecure-api-key."

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.core.headers import location
 from proxy.core.outcome import Reason
 
 
@@ -58,6 +59,19 @@ class Upstream:
             if key and key in body:
                 body = body.replace(key, b"*" * len(key))  # of the same length, as content-length has it
         return body
+
+    def heard(self, said: Mapping[str, str], asked: object) -> dict[str, str]:
+        """The headers of an answer, names in lower case; its `location` as a client of the gateway can go there.
+
+        Args:
+            asked: the URL that was asked for, as text or what becomes it.
+        """
+        told = {name.lower(): value for name, value in said.items()}
+        if "location" in told:
+            place = location(told.pop("location"), str(asked), self.base_url)
+            if place and place.isprintable() and self.scrubbed(place.encode()) == place.encode():
+                told["location"] = place
+        return told
 
 
 class AttemptFailed(Exception):

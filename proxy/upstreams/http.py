@@ -292,7 +292,7 @@ class Exchange:
             raise
         self._response = response
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.headers = self._upstream.heard(response.headers, self._url)
         return self
 
     def has_connection(self) -> None:

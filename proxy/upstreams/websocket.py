@@ -93,7 +93,7 @@ class Opening:
 
     async def _look(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.headers = self._upstream.heard(response.headers, self._url)
         if response.status != 101:
             body = bytearray()
             while len(body) < REFUSAL_LIMIT and (part := await response.content.readany()):

@@ -301,3 +301,38 @@ def test_credentials_and_cookies_pass_in_no_direction():
     assert not secrets & (headers.TO_UPSTREAM | headers.TO_CLIENT)
     assert {"content-type", "x-ratelimit-remaining-tokens", "anthropic-ratelimit-requests-reset"} <= headers.TO_CLIENT
     assert all(name == name.lower() for name in headers.TO_UPSTREAM | headers.TO_CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/api/v1/files/f-1?after=2#x", "/v1/files/f-1?after=2#x"),
+        ("f-1", "/v1/files/f-1"),
+        ("?page=2", "/v1/files/?page=2"),
+        ("https://api.internal:8443/api/v1/files", "/v1/files"),
+        ("http://API.internal/api/v1/files", "/v1/files"),
+        ("//api.internal/api/v1/files", "/v1/files"),
+        ("https://store.example/f-1?sig=%2B", "https://store.example/f-1?sig=%2B"),
+        ("/", ""),
+        ("/api/v1", ""),
+        ("/api/v10/files", ""),
+        ("../../../health", ""),
+        ("https://api.internal/login", ""),
+        ("http://node-7.internal/f-1", ""),
+        ("https://user:key@store.example/f-1", ""),
+        ("ftp://store.example/f-1", ""),
+        ("https:///f-1", ""),
+        ("https://[", ""),
+        ("", "/v1/files/"),
+    ],
+)
+def test_a_location_leads_a_client_to_the_gateway_or_away_but_names_no_server_of_ours(said, told):
+    asked = "https://api.internal:8443/api/v1/files/"
+    assert headers.location(said, asked, "https://api.internal:8443/api/v1") == told
+
+
+@given(said=st.text(max_size=40) | st.from_regex(r"(https?:)?//[a-z.@:]{0,12}/[a-z/.?#]{0,12}", fullmatch=True))
+def test_a_location_never_names_the_upstream(said):
+    told = headers.location(said, "http://10.1.2.3:8000/v1/x", "http://10.1.2.3:8000/v1")
+    assert "10.1.2.3" not in told or "10.1.2.3" in said.partition("?")[2]
+    assert not told or told.startswith(("/v1/", "https://"))

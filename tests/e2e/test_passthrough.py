@@ -120,6 +120,24 @@ async def test_a_part_of_a_file_can_be_asked_for() -> None:
     assert echo.came[0].headers["range"] == "bytes=0-1"
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("http://localhost:{port}/v1/evals/e-1", None),
+        ("http://127.0.0.1:{port}/v1/evals/e-1?x=1", "/v1/evals/e-1?x=1"),
+        ("e-2", "/v1/e-2"),
+        ("https://store.example/f-1?sig=a", "https://store.example/f-1?sig=a"),
+        (f"https://store.example/{UPSTREAM_KEY}", None),
+    ],
+)
+@pytest.mark.parametrize("status", [201, 307, 409])
+async def test_a_location_is_one_that_the_client_can_go_to(status: int, place: str, told: str | None) -> None:
+    async with echoing(status=status) as echo, through(echo) as house:
+        echo.headers["location"] = place.format(port=echo.port)
+        answer = await house.http.post(house.base_url + "/evals", allow_redirects=False)
+    assert (answer.status, answer.headers.get("location")) == (status, told)
+
+
 async def test_a_packed_body_stays_packed() -> None:
     async with echoing() as echo, through(echo) as house:
         await house.ask(b"\x1f\x8b\x08", "/v1/evals", headers={"content-encoding": "gzip"})
