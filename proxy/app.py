@@ -28,6 +28,7 @@ from proxy.api.answering import Streams
 from proxy.api.connections import Patience, Server
 from proxy.api.dialects import ANTHROPIC, OPENAI
 from proxy.api.edge import Edge
+from proxy.api.stored import Stored
 from proxy.batches import Batches
 from proxy.config import PIPELINE, ConfigError, Problem, Settings, tls
 from proxy.core import pipeline
@@ -109,16 +110,17 @@ class Gateway:
         self._batches = Batches(
             None if state is None else Path(state), calls, self.telemetry, lambda: self.plan, self._transport, now, wall
         )
+        stored = Stored()
         kept = {
-            **files.endpoints(self._batches),
+            **files.endpoints(self._batches, calls, stored),
             **batches.endpoints(self._batches, self.telemetry),
             **jobs.endpoints(calls, self._batches, self.telemetry),
             **stream.endpoints(calls, self.telemetry, lambda: self.plan),
         }
-        others = {dialect: passthrough.endpoints(calls, dialect) for dialect in (OPENAI, ANTHROPIC)}
+        others = {dialect: passthrough.endpoints(calls, stored, dialect) for dialect in (OPENAI, ANTHROPIC)}
         endpoints = {
-            OPENAI: others[OPENAI] | openai.endpoints(calls) | realtime.endpoints(calls) | kept,
-            ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay),
+            OPENAI: others[OPENAI] | openai.endpoints(calls, stored) | realtime.endpoints(calls) | kept,
+            ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay, stored),
         }
         self._streams = Streams(settings.server.ping_seconds, settings.server.write_stall_seconds)
         self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, self._streams, now)

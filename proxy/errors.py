@@ -6,7 +6,7 @@ GatewayError
 ├── Unauthorized          401  no key, or an unknown one
 ├── UnknownPath           404  no such endpoint
 ├── ModelNotFound         404  no route for this model; names the nearest
-├── NotFound              404  no such file or batch, or none of this caller's
+├── NotFound              404  no such thing, or none of this caller's
 ├── MethodNotAllowed      405
 ├── TooSlow               408  the request did not come in time; its connection ends
 ├── WrongState            409  a batch or file in this state does not allow it
@@ -135,6 +135,11 @@ class ModelNotFound(GatewayError):
 class NotFound(GatewayError):
     status, default_code, kind = 404, "not_found", "invalid_request_error"
     word, source = "not_found", "client"
+
+    @classmethod
+    def of(cls, thing: str) -> NotFound:
+        """For what no upstream has, and in the same words for what is another caller's."""
+        return cls(f"there is no `{thing[:100]}` here")
 
 
 class WrongState(GatewayError):

@@ -40,6 +40,7 @@ from proxy.core.usage import Usage
 from proxy.errors import (
     ClientGone,
     GatewayError,
+    NotFound,
     QueueTimeout,
     StreamTruncated,
     UpstreamBroke,
@@ -136,7 +137,7 @@ class Call:
         accept: for a call that is to become a WebSocket: answers the client's upgrade, once the upstream has answered
             ours with this subprotocol.
         marks_end: whether its streams end with a mark, so that one without it is broken.
-        seeks: the targets are places where a thing may be: where one says 404, the next is asked.
+        seeks: the id of a thing that may be at any of the targets: where one has none, the next is asked; "": of none.
         memory: of a pipeline's steps, so that what is paid for is not paid again; None: it is not kept.
     """
 
@@ -152,7 +153,7 @@ class Call:
     policy: Policy
     reports_usage: bool = False
     marks_end: bool = True
-    seeks: bool = False
+    seeks: str = ""
     accept: Callable[[str | None], Awaitable[Line]] | None = None
     memory: Memory | None = None
 
@@ -216,6 +217,7 @@ class Relay:
 
         Raises:
             QueueFull, QueueTimeout, Draining: nothing was written.
+            NotFound: none of the targets has what the call seeks; nothing was written.
             UpstreamError: no attempt brought an answer that could be passed on; nothing was written.
             ClientGone: the client cannot be written to.
         """
@@ -233,8 +235,8 @@ class Relay:
             tries = Tries(call.route.targets, call.policy.attempts)
             last: Setback | None = None
             while (setback := await self._attempt(call, admission, sink, record)) is not None:
-                if last is None or setback.meaning is not outcome.SHUT:
-                    last = setback  # that it was not asked again is no answer; what it said before is
+                if last is None or _worth(setback) >= _worth(last):
+                    last = setback
                 if not await self._come_again(call, tries, setback, admission):
                     await self._give_up(call, last, sink, record)
                     return
@@ -312,7 +314,7 @@ class Relay:
             record.upstream_seconds += self._now() - began
         code, kind, message = headers.error_of_body(body)
         meaning = outcome.of_answer(reply.status, code=code, kind=kind, message=message)
-        if reply.status == 404 and call.seeks:
+        if call.seeks and outcome.says_absent(reply.status, code):
             meaning = outcome.ABSENT
         retry_after = headers.retry_after(reply.headers, self._wall())
         if retry_after is None and meaning.retry is Retry.PACED:
@@ -508,6 +510,8 @@ class Relay:
                 "/admin/limits says why",
                 retry_after=setback.retry_after,
             )
+        if setback.meaning is outcome.ABSENT:
+            raise NotFound.of(call.seeks)
         if setback.error is not None:
             error = _as_error(setback.error.reason, record.upstream)
             if call.asked.is_spent:
@@ -529,6 +533,12 @@ class Relay:
     def _close(record: Record, meaning: Meaning, *, end_reason: str = "") -> None:
         record.outcome, record.end_reason = meaning.outcome, end_reason
         record.error_type, record.error_source = meaning.reason.word, meaning.reason.source
+
+
+def _worth(setback: Setback) -> int:
+    """As a call's last word. That one was not asked again is none where it said something before; that one has not what
+    is sought is none while another, which may have it, did not say so."""
+    return {outcome.ABSENT: 0, outcome.SHUT: 1}.get(setback.meaning, 2)
 
 
 def _estimated(input_tokens: float, told: Usage | None, events: int) -> Usage:

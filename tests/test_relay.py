@@ -26,6 +26,7 @@ from proxy.core.usage import Usage
 from proxy.errors import (
     ClientGone,
     Draining,
+    NotFound,
     QueueFull,
     QueueTimeout,
     StreamTruncated,
@@ -463,7 +464,7 @@ async def test_what_breaks_the_body_is_not_blamed_on_the_upstream():
 
 async def sought(**scripts):
     world = World(**scripts)
-    call, sink = world.call(seeks=True), Sink()
+    call, sink = world.call(seeks="resp_1"), Sink()
     record, _ = await world.live(call, sink)
     return world.transport.asked, sink.status, record
 
@@ -475,12 +476,25 @@ async def test_where_one_upstream_does_not_have_it_the_next_is_asked():
 
 
 @in_virtual_time
-async def test_where_none_has_it_the_last_ones_word_is_passed_on():
-    asked_of, status, record = await sought(a=[refuses(404)], b=[refuses(404)])
-    assert (asked_of, status, record.outcome) == ("ab", 404, Outcome.REJECTED)
+async def test_where_none_has_it_that_is_said():
+    with pytest.raises(NotFound, match="there is no `resp_1` here"):
+        await sought(a=[refuses(404)], b=[refuses(400, "previous_response_not_found")])
     world = World(a=[refuses(404)], b=[answers()])
     await world.ask()
     assert world.transport.asked == "a"  # nobody sought
+
+
+@pytest.mark.parametrize(("a", "b", "status"), [(500, 404, 500), (404, 500, 500), (401, 404, 401), (404, 400, 400)])
+@in_virtual_time
+async def test_that_one_has_it_not_is_no_last_word_while_another_did_not_say_so(a, b, status):
+    asked_of, told, _ = await sought(a=[refuses(a)], b=[refuses(b)])
+    assert (asked_of[:2], told) == ("ab", status)
+
+
+@in_virtual_time
+async def test_a_model_that_one_does_not_know_is_no_thing_that_is_absent():
+    asked_of, status, _ = await sought(a=[refuses(404, "model_not_found")], b=[answers()])
+    assert (asked_of, status) == ("a", 404)
 
 
 @pytest.mark.parametrize("passes", [True, False])

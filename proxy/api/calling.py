@@ -6,11 +6,13 @@ body -> what it asks for -> the route of its model -> a call for the relay
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Set
+from dataclasses import replace
 from types import MappingProxyType
 
 from proxy.api import dialects, uploads
 from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Handler, Visit
+from proxy.api.stored import Stored
 from proxy.core import asked
 from proxy.core.asked import Asked, Unreadable
 from proxy.core.headers import TO_UPSTREAM
@@ -30,6 +32,8 @@ def creating(
     is_charged: bool = True,
     otherwise: str = "",
     beside: Mapping[str, Handler] = MappingProxyType({}),
+    stored: Stored | None = None,
+    stores: bool = False,
 ) -> dict[str, Endpoint]:
     """The endpoint whose JSON body names a model, which is to answer it.
 
@@ -37,12 +41,24 @@ def creating(
         is_charged: whether its tokens and requests are taken from the limits that the provider has for the model.
         otherwise: the model where the body names none; "": it must.
         beside: handlers of other methods.
+        stored: where it is noted which upstream keeps an answer that is stored.
+        stores: whether answers are unless the body says `store: false`, and may follow others; else only with
+            `store: true`.
     """
 
     async def create(visit: Visit) -> None:
         wanted = read(await visit.body(), otherwise)
         wanted.is_charged = is_charged
-        await answer(relay, visit, wanted, dialect, reports_usage=reports_usage, is_charged=is_charged)
+        route, seeks = chosen(visit, wanted, dialect), ""
+        if stored is not None and stores:
+            route, seeks = stored.followed(visit, wanted, route)
+        if not is_charged:
+            route = visit.plan.uncharged(route)
+        try:
+            await answer(relay, visit, wanted, route, reports_usage=reports_usage, seeks=seeks)
+        finally:
+            if stored is not None and wanted.is_set("store", otherwise=stores):
+                stored.made(visit)
 
     return {path: Endpoint(operation, path, {"POST": create, **beside})}
 
@@ -51,31 +67,29 @@ def uploading(relay: Runs, dialect: Dialect, operation: str, path: str, otherwis
     """The endpoint whose form names a model, which is to answer it; what is in its files streams through."""
 
     async def create(visit: Visit) -> None:
-        async with uploads.form(visit, otherwise) as wanted:
-            await answer(relay, visit, wanted, dialect)
+        async with uploads.form(visit, uploads.MODEL, uploads.STREAM) as form:
+            wanted = form.calling(otherwise)
+            await answer(relay, visit, wanted, chosen(visit, wanted, dialect))
 
     return {path: Endpoint(operation, path, {"POST": create})}
 
 
-async def answer(
-    relay: Runs,
-    visit: Visit,
-    wanted: Wanted,
-    dialect: Dialect,
-    *,
-    reports_usage: bool = False,
-    is_charged: bool = True,
-) -> None:
-    """Have it answered by an upstream of its model; `reports_usage`, `is_charged` as in `creating`."""
+def chosen(visit: Visit, wanted: Wanted, dialect: Dialect) -> Route:
+    """Where it goes, which the record is told with what is asked for. Raises as `routed`."""
     record = visit.record
     record.asked_model, record.stream, record.max_tokens = wanted.model, wanted.stream, wanted.max_tokens
     route = routed(visit.plan, wanted.model, dialect)
     record.model = route.name
-    if not is_charged:
-        route = visit.plan.uncharged(route)
+    return route
+
+
+async def answer(
+    relay: Runs, visit: Visit, wanted: Wanted, route: Route, *, reports_usage: bool = False, seeks: str = ""
+) -> None:
+    """Have it answered by one of the route's targets; `reports_usage` and `seeks` as of `proxy.relay.Call`."""
     if wanted.stream:
         visit.answer.expect_stream()
-    await relay.run(call(visit, route, wanted, reports_usage=reports_usage), visit.answer, record)
+    await relay.run(call(visit, route, wanted, reports_usage=reports_usage, seeks=seeks), visit.answer, visit.record)
 
 
 def read(body: bytes, otherwise: str = "") -> Asked:
@@ -119,9 +133,13 @@ def call(
     passed: Set[str] = TO_UPSTREAM,
     reports_usage: bool = False,
     marks_end: bool = True,
+    seeks: str = "",
     accept: Callable[[str | None], Awaitable[Line]] | None = None,
 ) -> Call:
     """What a request asks for, as the relay takes it; `passed` are the headers that may go upstream."""
+    policy = visit.policy
+    if seeks:
+        policy = replace(policy, attempts=max(policy.attempts, len(route.targets)))
     return Call(
         method=method,
         path=path or visit.path,
@@ -132,8 +150,9 @@ def call(
         priority=visit.priority,
         caller=visit.record.caller,
         deadline=visit.deadline,
-        policy=visit.policy,
+        policy=policy,
         reports_usage=reports_usage,
         marks_end=marks_end,
+        seeks=seeks,
         accept=accept,
     )

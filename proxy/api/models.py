@@ -11,6 +11,7 @@ from proxy.api import passthrough
 from proxy.api.calling import call, routed
 from proxy.api.dialects import Dialect
 from proxy.api.edge import Endpoint, Visit
+from proxy.api.stored import Stored
 from proxy.core.asked import Asked
 from proxy.core.outcome import Outcome
 from proxy.errors import ModelNotFound
@@ -20,6 +21,7 @@ from proxy.relay import Runs
 
 def endpoints(
     relay: Runs,
+    stored: Stored,
     dialect: Dialect,
     listed: Callable[[Visit, Sequence[str]], object],
     described: Callable[[Plan, str], object],
@@ -49,7 +51,7 @@ def endpoints(
         _, mark, query = visit.path.partition("?")
         await _ask_upstream(relay, visit, route, model, f"/models/{quote(model)}{mark}{query}")
 
-    passed = passthrough.handler(relay, dialect)
+    passed = passthrough.handler(relay, stored, dialect)
     return {
         "/v1/models": Endpoint("models", "/v1/models", {"GET": list_models}),
         "/v1/models/": Endpoint("models", "/v1/models/{model}", {"GET": one_model, "DELETE": passed}),

@@ -1,6 +1,6 @@
 """Everything of a provider's API that the gateway need not understand: passed on as it is, both ways.
 
-    path -> upstream -> relay (gate, attempts, record, as for any call) -> the same path there
+    path -> upstream, its default or the one that keeps what is named -> relay, as for any call -> the same path there
 
 Method, path, query, body and status are the client's and the upstream's own; of the headers those pass that may.
 """
@@ -13,10 +13,12 @@ from proxy.api import calling, uploads
 from proxy.api.answering import HttpAnswer
 from proxy.api.dialects import Dialect
 from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
+from proxy.api.stored import STORES, Stored
+from proxy.api.uploads import Upload
 from proxy.core.headers import PASSED_UPSTREAM
 from proxy.errors import InvalidRequest, UnknownPath
 from proxy.plan import Route
-from proxy.relay import Runs, Sink, Wanted
+from proxy.relay import Runs, Sink
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 TO = "x-penstock-upstream"  # the header by which a client names the upstream
@@ -52,9 +54,9 @@ UNKNOWN = "passthrough"  # the word of all other paths
 _MARKED = frozenset({"chat", "responses", "threads"})  # whose streams end with a mark, and are broken without it
 
 
-def endpoints(relay: Runs, dialect: Dialect) -> dict[str, Endpoint]:
+def endpoints(relay: Runs, stored: Stored, dialect: Dialect) -> dict[str, Endpoint]:
     """By path, for the edge: all of /v1 but what is more exact."""
-    handlers = dict.fromkeys(METHODS, handler(relay, dialect))
+    handlers = dict.fromkeys(METHODS, handler(relay, stored, dialect))
     found = {"/v1/": Endpoint(UNKNOWN, "/v1/{path}", handlers), "/v1/v1/": NOWHERE}  # a slip in a base_url
     for operation in OPERATIONS:
         path = f"/v1/{operation}"
@@ -63,33 +65,47 @@ def endpoints(relay: Runs, dialect: Dialect) -> dict[str, Endpoint]:
     return found
 
 
-def handler(relay: Runs, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] | None = None) -> Handler:
+def handler(relay: Runs, stored: Stored, dialect: Dialect, sink: Callable[[HttpAnswer], Sink] | None = None) -> Handler:
     """What passes a request on, whatever its method; its answer into a sink, where that changes any of it."""
 
     async def pass_through(visit: Visit) -> None:
         route = routed(visit, dialect)
         answer = visit.answer if sink is None else sink(visit.answer)
-        await pass_on(relay, visit, await uploads.read(visit), route, answer)
+        await pass_on(relay, stored, visit, await uploads.read(visit), route, answer)
 
     return pass_through
 
 
-async def pass_on(relay: Runs, visit: Visit, body: Wanted, route: Route, sink: Sink | None = None) -> None:
-    """Send a request on as it is, with this body, to a target of `route`, and its answer back, or into `sink`.
+async def pass_on(
+    relay: Runs, stored: Stored, visit: Visit, body: Upload, route: Route, sink: Sink, path: str = ""
+) -> None:
+    """Send a request on as it is, with this body, and its answer back into `sink`: to the upstream that keeps what its
+    path names, else to the first of `route`.
+
+    Args:
+        path: in place of the client's.
 
     Raises:
         GatewayError: as `Relay.run`, and for headers that cannot be understood.
+        NotFound: what the path names is another caller's, or nowhere.
     """
-    record = visit.record
+    request, record = visit.request, visit.record
+    route, seeks = stored.at(visit, route, is_named=TO in request.headers, is_bare=body.is_empty)
     asked = calling.call(
         visit,
         route,
         body,
-        method=visit.request.method,
+        method=request.method,
+        path=path,
         passed=PASSED_UPSTREAM,
         marks_end=record.operation in _MARKED,
+        seeks=seeks,
     )
-    await relay.run(asked, sink or visit.answer, record)
+    try:
+        await relay.run(asked, sink, record)
+    finally:
+        if request.method == "POST" and visit.path.partition("?")[0] in STORES:
+            stored.made(visit)
 
 
 def routed(visit: Visit, dialect: Dialect) -> Route:

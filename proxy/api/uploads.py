@@ -1,6 +1,6 @@
 """Bodies that stream through: what came first is kept, so that it can be looked at and sent again; the rest never is.
 
-    client -> kept (KEPT bytes, and of a form all up to its model) -> the rest, part by part -> upstream
+    client -> kept (KEPT bytes, and of a form all up to the field that decides) -> the rest, part by part -> upstream
 
 A body that ends within what is kept is sent as often as the relay likes. Of a larger one the rest is taken from the
 client when an upstream takes it: from then on it is spent.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import IO
 
@@ -109,6 +109,10 @@ class Upload:
         self.model, self.stream = model, stream
         self.is_spent = False
 
+    @property
+    def is_empty(self) -> bool:
+        return self._head.size == 0 and self._rest is None
+
     def rewritten(self, model: str, *, ask_usage: bool) -> Body:
         """The same bytes, but for the model where it has another name."""
         named = self._named
@@ -147,35 +151,78 @@ async def read(visit: Visit) -> Upload:
     return Upload(head, parts if has_more else None, visit.request.content_length)
 
 
-@asynccontextmanager
-async def form(visit: Visit, otherwise: str) -> AsyncIterator[Upload]:
-    """A form that names a model, which stands anywhere in it.
+class Form:
+    """A form, read up to the field that decides where it goes.
 
     Args:
-        otherwise: the model where it names none; "": it must.
+        head, rest, length: as of `Upload`.
+        fields: those that were wanted and have passed, by name.
+    """
+
+    def __init__(
+        self, head: Kept, rest: AsyncIterator[bytes] | None, length: int | None, fields: Mapping[str, Field]
+    ) -> None:
+        self._head, self._rest, self._length, self._fields = head, rest, length, fields
+
+    def text(self, name: str) -> str:
+        """The value of a field; "" where there is none, or none yet. Raises InvalidRequest: it is not UTF-8."""
+        return text_of(self._fields, name)
+
+    def upload(self) -> Upload:
+        """As it came."""
+        return Upload(self._head, self._rest, self._length)
+
+    def calling(self, otherwise: str) -> Upload:
+        """As what calls a model: the one it names, or `otherwise`. Raises InvalidRequest: there is none."""
+        return Upload(
+            self._head,
+            self._rest,
+            self._length,
+            model=self.text(MODEL) or otherwise or _missing(),
+            named=self._fields.get(MODEL, _NOWHERE),
+            stream=self.text(STREAM).strip().lower() == "true",
+        )
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """All of its bytes, once."""
+        async for block in self._head.blocks():
+            yield block
+        if self._rest is not None:
+            async for part in self._rest:
+                yield part
+
+
+@asynccontextmanager
+async def form(visit: Visit, deciding: str, *others: str) -> AsyncIterator[Form]:
+    """A form and the field that decides where it goes, which stands anywhere in it; what comes before that is kept.
 
     Raises:
         InvalidRequest: it is no form, or has no one reading; while it is sent, if that shows only then.
         BodyTooLarge, Malformed, TooSlow, ClientGone: as `read`.
     """
-    try:
-        scanner = Scanner(boundary_of(visit.request.headers.get("content-type", "")), frozenset({MODEL, STREAM}))
-    except Malformed as error:
-        raise _invalid(error) from None
+    scanner = scanner_of(visit, deciding, *others)
     head, parts, body = Kept(), _checked(visit.parts(), scanner), visit.request.content
     try:
-        has_more = await head.fill(parts, lambda: head.size >= KEPT and MODEL in scanner.fields and not body.at_eof())
-        named = scanner.fields.get(MODEL, _NOWHERE)
-        yield Upload(
-            head,
-            parts if has_more else None,
-            visit.request.content_length,
-            model=_text(named) or otherwise or _missing(),
-            named=named,
-            stream=STREAM in scanner.fields and scanner.fields[STREAM].value.strip().lower() == b"true",
-        )
+        more = await head.fill(parts, lambda: head.size >= KEPT and deciding in scanner.fields and not body.at_eof())
+        yield Form(head, parts if more else None, visit.request.content_length, scanner.fields)
     finally:
         head.close()
+
+
+def scanner_of(visit: Visit, *wanted: str, file: str | None = None) -> Scanner:
+    """What reads the form that a request brings. Raises InvalidRequest: it brings none."""
+    try:
+        return Scanner(boundary_of(visit.request.headers.get("content-type", "")), frozenset(wanted), file)
+    except Malformed as error:
+        raise _invalid(error) from None
+
+
+def text_of(fields: Mapping[str, Field], name: str) -> str:
+    """The value of a field; "" where there is none. Raises InvalidRequest: it is not UTF-8."""
+    try:
+        return fields.get(name, _NOWHERE).value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"`{name}` is not UTF-8", code="invalid_form", param=name) from None
 
 
 async def _checked(parts: AsyncIterator[bytes], scanner: Scanner) -> AsyncIterator[bytes]:
@@ -191,13 +238,6 @@ async def _checked(parts: AsyncIterator[bytes], scanner: Scanner) -> AsyncIterat
 
 def _invalid(error: Malformed) -> InvalidRequest:
     return InvalidRequest(str(error), code="invalid_form")
-
-
-def _text(field: Field) -> str:
-    try:
-        return field.value.decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("`model` is not UTF-8", code="invalid_form", param=MODEL) from None
 
 
 def _missing() -> str:

@@ -15,6 +15,7 @@ _ENCODE = msgspec.json.encode
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TEXT = msgspec.json.Decoder(str)
 _TRUE = msgspec.Raw(b"true")
+_FALSE = msgspec.Raw(b"false")
 
 
 class Unreadable(ValueError):
@@ -23,6 +24,13 @@ class Unreadable(ValueError):
     def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
         super().__init__(message)
         self.code, self.param = code, param
+
+
+class _Thing(msgspec.Struct):
+    id: str
+
+
+_NAMED = msgspec.json.Decoder(str | _Thing)
 
 
 class _Asked(msgspec.Struct):
@@ -68,6 +76,22 @@ class Asked:
     def is_spent(self) -> bool:
         """Never: the body is held, and may be sent again and again."""
         return False
+
+    def named(self, field: str) -> str:
+        """The id that stands in a field, alone or as the `id` of an object; "" where there is none."""
+        said = self._fields.get(field)
+        if said is None:
+            return ""
+        try:
+            thing = _NAMED.decode(said)
+        except msgspec.ValidationError:
+            return ""
+        return thing if isinstance(thing, str) else thing.id
+
+    def is_set(self, field: str, *, otherwise: bool) -> bool:
+        """Whether a field says true; what it is taken to say where it says neither true nor false."""
+        said = self._fields.get(field)
+        return otherwise if said not in (_TRUE, _FALSE) else said == _TRUE
 
     def rewritten(self, model: str, *, ask_usage: bool) -> bytes:
         """The body for an upstream: the same bytes, or with another model or the wish for usage set in.

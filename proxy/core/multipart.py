@@ -5,7 +5,7 @@
 1. However its bytes are cut, the same form gives the same fields, or the same mistake at the latest with the same byte.
 2. It is read strictly: what two readers could take for two different forms is a mistake. So no text stands before the
    first boundary or behind the last, no part is a form of its own, no parameter comes twice, and no header is folded.
-3. Of a file nothing is kept; of a wanted field its value, which is short.
+3. Of a file nothing is kept, but what came last of the one that is wanted; of a wanted field its value, which is short.
 
 Source: RFC 7578 (multipart/form-data), RFC 2046, 5.1.1 (boundaries).
 """
@@ -68,16 +68,33 @@ class Scanner:
 
     Args:
         wanted: names of the fields whose values are kept.
+        file: name of the file whose bytes are wanted, see `taken`; None: of none.
 
     Attributes:
         fields: the wanted ones that have passed whole.
+        filename: of the wanted file, "" where it has no name; None until it has begun.
     """
 
-    __slots__ = ("_at", "_delimiter", "_held", "_name", "_parts", "_start", "_state", "_value", "_wanted", "fields")
+    __slots__ = (
+        "_at",
+        "_delimiter",
+        "_file",
+        "_held",
+        "_in_file",
+        "_name",
+        "_parts",
+        "_start",
+        "_state",
+        "_taken",
+        "_value",
+        "_wanted",
+        "fields",
+        "filename",
+    )
 
-    def __init__(self, boundary: bytes, wanted: Set[str]) -> None:
+    def __init__(self, boundary: bytes, wanted: Set[str], file: str | None = None) -> None:
         self._delimiter = b"\r\n--" + boundary
-        self._wanted = wanted
+        self._wanted, self._file = wanted, file
         self._held = b"\r\n"  # as if a line had ended: then the first boundary is like the others
         self._at = -2  # where in the body `_held` begins
         self._state = _State.START
@@ -85,7 +102,16 @@ class Scanner:
         self._name: str | None = None  # of the part that is being read, where it is wanted
         self._start = 0
         self._value = b""
+        self._in_file = False
+        self._taken: list[bytes] = []
         self.fields: dict[str, Field] = {}
+        self.filename: str | None = None
+
+    def taken(self) -> bytes:
+        """What has passed of the wanted file since the last call."""
+        taken = b"".join(self._taken)
+        self._taken.clear()
+        return taken
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes, cut anywhere. Raises Malformed."""
@@ -160,22 +186,23 @@ class Scanner:
         if end < 0:
             return False
         head = self._take(end + 4)[2:-4]
-        self._name = self._wanted_name(head)
+        self._begin_part(head)
         self._start, self._value = self._at, b""
         # The part's body may be empty: then its boundary's line end is the head's.
         self._held, self._at = b"\r\n" + self._held, self._at - 2
         self._state = _State.BODY
         return True
 
-    def _wanted_name(self, head: bytes) -> str | None:
-        name, is_file = _described(head)
-        if name not in self._wanted:
-            return None
-        if is_file:
+    def _begin_part(self, head: bytes) -> None:
+        name, filename = _described(head)
+        self._name = name if name in self._wanted else None
+        self._in_file = name == self._file
+        if self._name is not None and filename is not None:
             raise Malformed(f"`{name}` is a file; send it as a plain field")
-        if name in self.fields:
+        if name in self.fields or (self._in_file and self.filename is not None):
             raise Malformed(f"the form has `{name}` twice")
-        return name
+        if self._in_file:
+            self.filename = filename or ""
 
     def _body(self) -> bool:
         end = self._held.find(self._delimiter)
@@ -183,7 +210,9 @@ class Scanner:
         if passed > 0:
             begin = max(0, self._start - self._at)
             taken = self._take(passed)
-            if self._name is not None:
+            if self._in_file:
+                self._taken.append(taken[begin:])
+            elif self._name is not None:
                 self._value += taken[begin:]
                 if len(self._value) > VALUE_MAX:
                     raise Malformed(f"`{self._name}` is longer than {VALUE_MAX} bytes")
@@ -196,8 +225,8 @@ class Scanner:
         return True
 
 
-def _described(head: bytes) -> tuple[str, bool]:
-    """The name of a part, and whether it is a file."""
+def _described(head: bytes) -> tuple[str, str | None]:
+    """The name of a part, and that of its file; None where it is none."""
     headers: dict[str, str] = {}
     for line in head.split(b"\r\n"):
         name, colon, value = line.partition(b":")
@@ -212,7 +241,7 @@ def _described(head: bytes) -> tuple[str, bool]:
     kind, parameters = _parameters(headers.get("content-disposition", ""))
     if kind.lower() != "form-data" or "name" not in parameters:
         raise Malformed("a part of the form does not say which field it is (content-disposition: form-data; name=)")
-    return parameters["name"], "filename" in parameters or "filename*" in parameters
+    return parameters["name"], parameters.get("filename", "" if "filename*" in parameters else None)
 
 
 def _parameters(said: str) -> tuple[str, Mapping[str, str]]:

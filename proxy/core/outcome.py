@@ -151,6 +151,11 @@ def of_answer(status: int, *, code: str = "", kind: str = "", message: str = "")
     return _AUTH if status in (401, 403) else _CALLER
 
 
+def says_absent(status: int, code: str) -> bool:
+    """Whether an answer says that what was asked for is not there; `status` and `code` as for `of_answer`."""
+    return (status == 404 and code != "model_not_found") or code == "previous_response_not_found"
+
+
 def _of_refusal(kind: str, message: str) -> Meaning:
     said = message[:2000].lower()
     if "request too large" in said:

@@ -60,6 +60,36 @@ def test_any_bytes_may_be_in_a_file(data, cuts):
     assert read(form, *(min(cut, len(form)) for cut in cuts))["model"][0] == b"m"
 
 
+@given(st.binary(max_size=60), st.lists(st.integers(0, 400), max_size=8))
+def test_the_wanted_file_is_told_as_it_passes(data, cuts):
+    """Rules 1 and 3."""
+    form = (
+        part(b"other", b"y", b"; filename=o") + part(b"file", data, b"; filename=x") + part(b"model", b"m") + b"--b--"
+    )
+    if b"\r\n--b" in b"\r\n" + data:
+        return
+    scanner, told = Scanner(b"b", WANTED, "file"), b""
+    for begin, end in pairwise([0, *sorted(min(cut, len(form)) for cut in cuts), len(form)]):
+        scanner.feed(form[begin:end])
+        told += scanner.taken()
+    assert (told, scanner.filename, scanner.fields["model"].value) == (data, "x", b"m")
+
+
+@pytest.mark.parametrize(("said", "name"), [(b"; filename=x", "x"), (b"", ""), (b"; filename*=UTF-8''x", "")])
+def test_the_wanted_file_may_have_no_name(said, name):
+    scanner = Scanner(b"b", frozenset(), "file")
+    scanner.feed(part(b"x", b"") + b"--b\r\n")
+    assert scanner.filename is None
+    scanner.feed(part(b"file", b"data", said).removeprefix(b"--b\r\n") + b"--b--")
+    assert (scanner.filename, scanner.taken(), scanner.taken()) == (name, b"data", b"")
+
+
+def test_the_wanted_file_does_not_come_twice():
+    scanner = Scanner(b"b", frozenset(), "file")
+    with pytest.raises(Malformed, match="`file` twice"):
+        scanner.feed(part(b"file", b"") * 2)
+
+
 PIECES = [b"\r\n", b"--b", b"--", b"-", b"\r", b"\n", b" ", b"x", b'Content-Disposition: form-data; name="model"', b":"]
 
 
