@@ -84,9 +84,9 @@ class Penstock:
         ticket.reservations.clear()
 
         def answered(answer: Admitted) -> None:
-            learner.answered(reservation, headers.readings(answer.headers, EPOCH + world.now), world.now)
-            self.gate.advance(world.now)
-            self._wake()
+            if learner.answered(reservation, headers.readings(answer.headers, EPOCH + world.now), world.now):
+                self.gate.advance(world.now)
+                self._wake()
 
         def refused(answer: Refused) -> None:
             self._refused(ticket, reservation, answer)

@@ -117,7 +117,8 @@ class Ticket:
     def misses(self, target: Target, pools: set[Pool]) -> bool:
         """It cannot enter, for want of these. True: at some look it had each of a target's, but never all (rule 6)."""
         always = self.missed.setdefault(target, pools)
-        always &= pools
+        if always is not pools:
+            always &= pools
         return not always
 
 
@@ -262,22 +263,26 @@ class Gate:
         self._fill(now)
 
     def end(self, ticket: Ticket, now: float) -> None:
-        """Give everything back, or stop waiting."""
+        """Give everything back, or stop waiting. Places let others in by this alone; rates, whose use is settled apart,
+        by `advance`."""
         if ticket.state in (State.REFUSED, State.ENDED):
             return
+        freed = False
         if ticket.state is State.HELD:
-            self._leave_target(ticket, now)
+            freed = self._leave_target(ticket, now)
         elif ticket.state is State.WAITING:
             self._step_out(ticket, now)
+            freed = True  # of whom it stood before
         if ticket.inside:
             ticket.inside = False
-            self.process.leave(now)
+            freed |= self.process.leave(now)
         ticket.state = State.ENDED
         if ticket.guess:  # nobody said what it used: the guess stands
             self._busy[ticket.caller].serve(0.0, -ticket.guess)
             ticket.guess = 0.0
         self._depart(ticket.caller)
-        self._fill(now)
+        if freed or now >= self.wake_at:
+            self._fill(now)
 
     def advance(self, now: float) -> None:
         """Time has passed, or a pool has changed."""
@@ -316,33 +321,42 @@ class Gate:
     def _fill(self, now: float) -> None:
         """Let in whoever may enter, best lane first. O(lanes log lanes), and O(log lanes) for each that enters."""
         self.wake_at = math.inf
-        if self.overload and self.waiting:
-            self._shed(now)
         if not self.waiting:
+            return
+        if self.overload:
+            self._shed(now)
+        reserved = _Reserved()
+        if len(self._lanes) == 1:  # nobody's turn to reckon
+            (lane,) = self._lanes.values()
+            while lane.tickets and self._serve(lane, now, reserved):
+                pass
             return
         turns = [(self._turn(lane, now), number, lane) for number, lane in enumerate(self._lanes.values())]
         heapq.heapify(turns)
-        reserved = _Reserved()
         while turns:
             _, number, lane = heapq.heappop(turns)
-            ticket = lane.head
-            blocked = self._look(ticket, now, reserved)
-            if blocked is None:
-                lane.served = now
-                self._step_out(ticket, now)
-                self._note_departure(ticket, now)
-                self.woken.append(ticket)
-                if lane.tickets:
-                    heapq.heappush(turns, (self._turn(lane, now), number, lane))
-                continue
-            blocker, wait = blocked
-            if blocker != lane.blocked_by:
-                self._waited(lane.blocked_by, len(lane.tickets) * now)
-                self._waited(blocker, len(lane.tickets) * -now)
-                lane.blocked_by = blocker
-            lane.wait = wait if wait < math.inf else 0.0
-            ticket.waited_for = ticket.waited_for or lane.blocked_by
-            self.wake_at = min(self.wake_at, now + wait)
+            if self._serve(lane, now, reserved) and lane.tickets:
+                heapq.heappush(turns, (self._turn(lane, now), number, lane))
+
+    def _serve(self, lane: _Lane, now: float, reserved: _Reserved) -> bool:
+        """Let the head of a lane in, if it fits; else note what it waits for."""
+        ticket = lane.head
+        blocked = self._look(ticket, now, reserved)
+        if blocked is None:
+            lane.served = now
+            self._step_out(ticket, now)
+            self._note_departure(ticket, now)
+            self.woken.append(ticket)
+            return True
+        blocker, wait = blocked
+        if blocker != lane.blocked_by:
+            self._waited(lane.blocked_by, len(lane.tickets) * now)
+            self._waited(blocker, len(lane.tickets) * -now)
+            lane.blocked_by = blocker
+        lane.wait = wait if wait < math.inf else 0.0
+        ticket.waited_for = ticket.waited_for or blocker
+        self.wake_at = min(self.wake_at, now + wait)
+        return False
 
     def _turn(self, lane: _Lane, now: float) -> tuple[float, float, float]:
         since = lane.head.since
@@ -417,34 +431,38 @@ class Gate:
     def _look(self, ticket: Ticket, now: float, reserved: _Reserved) -> tuple[str, float] | None:
         """Let a head in, and return None; or reserve for it by rule 6, and return the label of the pool that keeps it
         out, and for how many seconds at least."""
-        size, process = ticket.size, () if ticket.inside else (self.process,)
-        if process and (wait := _wait(self.process, size, now, reserved)):
+        size = ticket.size
+        if not ticket.inside and (wait := _wait(self.process, size, now, reserved)):
             for target in ticket.targets:
                 ticket.misses(target, {self.process})
             return self.process.label, wait  # and reserves nothing: who holds a place of it may wait for those pools
         name, soonest = "", math.inf
         rates, places = set[Pool](), set[Pool]()
         for target in ticket.targets:
-            waits = [(_wait(pool, size, now, reserved), pool) for pool in target.pools]
-            if not any(wait for wait, _ in waits):
+            waits = {pool: wait for pool in target.pools if (wait := _wait(pool, size, now, reserved))}
+            if not waits:
                 self._let_in(ticket, target, now)
                 return None
-            rates.update(pool for wait, pool in waits if 0.0 < wait < math.inf)
-            if ticket.misses(target, {pool for wait, pool in waits if wait}) and not places:
-                places.update(process, (pool for wait, pool in waits if not wait))
-            longest, blocker = max(waits, key=lambda pair: pair[0])
-            if longest < soonest or not name:
-                name, soonest = blocker.label, longest
+            rates.update(pool for pool, wait in waits.items() if wait < math.inf)
+            if ticket.misses(target, set(waits)) and not places:
+                places.update(() if ticket.inside else (self.process,), target.pools)
+                places.difference_update(waits)
+            blocker = max(waits, key=waits.__getitem__)
+            if waits[blocker] < soonest or not name:
+                name, soonest = blocker.label, waits[blocker]
         if now - ticket.since >= RESERVE_SECONDS:
             reserved.rates |= rates
             reserved.places |= places
         return name, soonest
 
-    def _leave_target(self, ticket: Ticket, now: float) -> None:
-        assert ticket.target is not None
-        for pool in ticket.target.pools:
-            pool.leave(now)
+    def _leave_target(self, ticket: Ticket, now: float) -> bool:
+        """True: somebody may have waited for one of its places."""
+        target, freed = ticket.target, False
+        assert target is not None
+        for pool in target.pools:
+            freed |= pool.leave(now)
         ticket.target = None
+        return freed
 
     def _line_up(self, ticket: Ticket, now: float, *, first: bool = False) -> _Lane:
         key = (ticket.priority, ticket.caller, ticket.targets)
@@ -475,6 +493,7 @@ class Gate:
             del self._lanes[(lane.priority, lane.caller, lane.targets)]
         if not self.waiting:
             self._departures.clear()
+            self.wake_at = math.inf
 
     def _waited(self, label: str, seconds: float) -> None:
         self._queued[label] = self._queued.get(label, 0.0) + seconds

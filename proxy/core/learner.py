@@ -276,11 +276,11 @@ class Learner:
 
     # ── what became of an attempt ──
 
-    def answered(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> None:
-        """An answer that is no refusal: 2xx, or a 4xx that is the caller's matter."""
+    def answered(self, reservation: Reservation, readings: Sequence[Reading], now: float) -> bool:
+        """An answer that is no refusal: 2xx, or a 4xx that is the caller's matter. True: more may fit than before."""
         now = self._time(now)
         if not self._tell(reservation):
-            return
+            return False
         self._answered += 1
         for hold in self._holds.values():
             hold.next_seconds = 0.0
@@ -293,6 +293,8 @@ class Learner:
             elif self._growth >= 1.0:
                 self._growth, self._cold = self._growth - 1.0, self._cold + 1.0
             self._cold_pace.change(max(COLD_RATE, COLD_SHARE * self._answered), COLD_CALLS, now)
+            return True
+        return bool(readings) or reservation.overdue
 
     def refused(
         self,
@@ -351,24 +353,28 @@ class Learner:
         if guessed.silent.refused(reservation.mark, slot, seconds, retry_after is not None, now):
             self._note_guess(kind, guessed, now)
 
-    def failed(self, reservation: Reservation, now: float) -> None:
-        """No answer came, or one that says nothing about rates."""
+    def failed(self, reservation: Reservation, now: float) -> bool:
+        """No answer came, or one that says nothing about rates. True: more may fit than before."""
         self._time(now)
-        self._tell(reservation)
+        return self._tell(reservation) and self._cold is not None
 
-    def settle(self, reservation: Reservation, usage: Usage | None, now: float) -> None:
-        """The attempt has ended; exactly the first time counts.
+    def settle(self, reservation: Reservation, usage: Usage | None, now: float) -> bool:
+        """The attempt has ended; exactly the first time counts. True: more may fit than before.
 
         Args:
             usage: as the upstream counted it; None: unknown, then the reservation stands, but for a refused attempt,
                 whose reservation is given back. Nothing used and nothing told: it was never sent.
         """
         if reservation.settled:
-            return
+            return False
         now = self._time(now)
         reservation.settled = True
-        if self._tell(reservation) and usage is not None and not usage.input and not usage.output:
-            self._take_back(reservation, now)
+        more = False
+        if self._tell(reservation):
+            more = self._cold is not None
+            if usage is not None and not usage.input and not usage.output:
+                self._take_back(reservation, now)
+                more = True
         if usage is not None:
             used = float(usage.input + usage.output)
             self._output += OUTPUT_WEIGHT * (usage.output - self._output)
@@ -378,6 +384,8 @@ class Learner:
         self._used += used
         if (bucket := self._ceilings.get(Kind.TOKENS)) is not None:
             bucket.settle(used - reservation.tokens, now)
+            more = more or used < reservation.tokens
+        return more
 
     def snapshot(self, now: float) -> Snapshot:
         now = self._time(now)

@@ -55,13 +55,15 @@ class Pool:
             self._full -= now
         return self.rates.take(size, now) if self.rates is not None else None
 
-    def leave(self, now: float) -> None:
-        """Give the place back. What was reserved is settled apart, when the use is known."""
+    def leave(self, now: float) -> bool:
+        """Give the place back. What was reserved is settled apart, when the use is known. True: somebody may have
+        waited for a place, because none was left, or one that was kept."""
         assert self.in_use > 0
         if self.in_use == self.concurrency:
             self._full += now
         self.in_use -= 1
         self._held += now
+        return self.concurrency is not None and self.in_use + 2 >= self.concurrency
 
     def resize(self, concurrency: int | None, now: float) -> None:
         """Have so many places from now on."""

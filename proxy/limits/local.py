@@ -183,9 +183,10 @@ class LocalAdmission(Generic[AnyTarget]):
         limits = self._limits
         if (told := self._account()) is not None:
             learner, reservation = told
-            learner.answered(reservation, headers.readings(said, limits._wall()), limits._now())
+            more = learner.answered(reservation, headers.readings(said, limits._wall()), limits._now())
             self._tell(learner)
-            limits._changed()
+            if more:
+                limits._changed()
 
     def refused(self, meaning: Meaning, said: Mapping[str, str], retry_after: float | None) -> None:
         limits = self._limits
@@ -199,7 +200,8 @@ class LocalAdmission(Generic[AnyTarget]):
         now = self._limits._now()
         if (told := self._account()) is not None:
             learner, reservation = told
-            learner.failed(reservation, now)
+            if learner.failed(reservation, now):
+                self._limits._changed()
         if is_full:
             for pool in self.target.pools:
                 if (moved := pool.dropped(self._sent, now)) is not None:
@@ -213,14 +215,16 @@ class LocalAdmission(Generic[AnyTarget]):
         self._limits._changed()
 
     def settle(self, usage: Usage | None) -> None:
-        limits, ticket = self._limits, self._ticket
+        limits, ticket, more = self._limits, self._ticket, False
         assert ticket is not None
         for pool, reservation in ticket.reservations:
             assert pool.rates is not None
-            pool.rates.settle(reservation, usage, limits._now())
+            more |= pool.rates.settle(reservation, usage, limits._now())
         ticket.reservations.clear()
         if usage is not None:
             limits._gate.served(ticket, usage.input, usage.output)
+        if more:
+            limits._changed()
 
     async def again(self, targets: tuple[AnyTarget, ...], *, after: float, reason: str, source: str) -> None:
         limits, ticket = self._limits, self._ticket

@@ -60,17 +60,20 @@ def ask(gate, targets=NOWHERE, *, size=ONE, priority=Priority.DEFAULT, caller=""
 
 def leave(gate, ticket, now):
     """End a ticket as `limits.local` does: what it reserved is settled first."""
-    for pool, reservation in ticket.reservations:
-        pool.rates.settle(reservation, None, now)
-    ticket.reservations.clear()
+    settle(gate, ticket, now)
     gate.end(ticket, now)
 
 
 def pause(gate, ticket, now):
-    for pool, reservation in ticket.reservations:
-        pool.rates.settle(reservation, None, now)
-    ticket.reservations.clear()
+    settle(gate, ticket, now)
     gate.pause(ticket, now)
+
+
+def settle(gate, ticket, now):
+    more = [pool.rates.settle(reservation, None, now) for pool, reservation in ticket.reservations]
+    ticket.reservations.clear()
+    if any(more):
+        gate.advance(now)
 
 
 def let_in(gate):
@@ -882,6 +885,32 @@ def test_a_rate_says_itself_how_long_the_wait_will_be():
     assert (late.state, late.refusal, late.waited_for) == (State.REFUSED, Refusal.LATE, "pool")
     assert late.expected_wait == pytest.approx(1.0)
     assert ask(gate, to, deadline=1.5).state is State.WAITING
+
+
+class Counted(Learner):
+    """Counts how often it is asked."""
+
+    looks = 0
+
+    def wait(self, size, now):
+        self.looks += 1
+        return super().wait(size, now)
+
+
+def test_who_waits_for_a_rate_is_looked_at_when_it_may_have_room_and_not_whenever_somebody_leaves():
+    rates = Counted(requests_per_minute=60, learn=False)
+    targets = (To((Pool("account", "account", 100, rates),)),)
+    gate = gate_of(100)
+    inside = [ask(gate, targets) for _ in range(6)]  # all that may go at once
+    waiting = [ask(gate, targets, caller=str(number)) for number in range(3)]
+    rates.looks = 0
+    for ticket in inside:
+        leave(gate, ticket, 0.5)
+    assert rates.looks == 0
+    assert gate.wake_at == pytest.approx(1.0)
+    gate.advance(1.0)
+    assert let_in(gate) == waiting[:1]
+    assert rates.looks == len(waiting)
 
 
 def test_a_better_class_does_not_wait_for_those_behind_it():
