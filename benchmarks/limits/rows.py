@@ -6,7 +6,6 @@ it. "refused" is refusals over attempts. Penstock knows nothing of the provider 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -46,7 +45,7 @@ class Use:
     refused: int
 
     def __str__(self) -> str:
-        return f"{self.used:7.2%} {self.refused / max(1, self.sent):8.3%}"
+        return f"{self.used:.2%} used, {self.refused / max(1, self.sent):.3%} refused"
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,6 +55,7 @@ class Row(Generic[Run]):
     Attributes:
         run: once, with a seed.
         judge: what came of all the runs.
+        calls: about how many one run makes; those that take longest begin first.
         baseline: the same once, with a seed, by what is named in BASELINES.
     """
 
@@ -64,6 +64,7 @@ class Row(Generic[Run]):
     target: str
     run: Callable[[int], Run]
     judge: Callable[[Sequence[Run]], Result]
+    calls: float = 0.0
     baseline: Callable[[int, str], str] | None = None
 
     def measure(self, seeds: Iterable[int]) -> Result:
@@ -82,6 +83,15 @@ class Load:
     characters: tuple[int, int] = (400, 4000)
     max_tokens: int | None = None
     phase: float = 0.0
+
+    @property
+    def calls(self) -> float:
+        """About how many are made where the limit is used."""
+        profile = self.profile
+        tokens = profile.tokens_per_minute or 0.0
+        charged = sum(self.characters) / 8 + profile.max_tokens_weight * (self.max_tokens or 0)
+        per_minute = max(profile.requests_per_minute or 0.0, tokens / charged)
+        return per_minute * (1.0 + self.seconds / 60)
 
     def job(self, world: World, caller: str = "") -> Job:
         random = world.random
@@ -105,11 +115,7 @@ class Load:
 def saturated(load: Load, seed: int, make: Callable[[World], Client], most: int = 1 << 60) -> Use:
     world = World(load.profile, seed, phase=load.phase)
     load.saturate(world, make(world))
-    gc.freeze()
-    gc.disable()  # the heap of events is one large live object
     world.run(load.seconds, sent_at_most=most)
-    gc.enable()
-    gc.unfreeze()
     profile, stats = load.profile, world.provider.stats
     had = [
         taken / _available(load, rate, burst or rate, world.now)
@@ -143,4 +149,4 @@ def saturation(number: str, what: str, load: Load, *, used: float, refused: floa
     def baseline(seed: int, name: str) -> str:
         return str(saturated(load, seed, BASELINES[name], BASELINE_ATTEMPTS))
 
-    return Row(number, what, f">= {used:.1%} used, <= {refused:.2%} refused", run, judge, baseline)
+    return Row(number, what, f">= {used:.1%} used, <= {refused:.2%} refused", run, judge, load.calls, baseline)

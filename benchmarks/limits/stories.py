@@ -47,7 +47,7 @@ def cold_burst(what: str, style: Style, most: int) -> Row[tuple[int, int]]:
         served, refused = run(seed, BASELINES[name])
         return f"{served}, {refused} refused"
 
-    return Row("T0", what, f"300 served, <= {most} refused", run, judge, baseline)
+    return Row("T0", what, f"300 served, <= {most} refused", run, judge, 300, baseline)
 
 
 def lowered(what: str, profile: Profile, after: float, factor: float) -> Row[int]:
@@ -64,7 +64,7 @@ def lowered(what: str, profile: Profile, after: float, factor: float) -> Row[int
         refused = run(seed, BASELINES[name])
         return f"{refused} refused" if refused else "never got there"
 
-    return Row("T5", what, "<= 10 refused in the next 60 s", run, judge, baseline)
+    return Row("T5", what, "<= 10 refused in the next 60 s", run, judge, load.calls, baseline)
 
 
 def raised(what: str, profile: Profile, after: float, factor: float, within: float) -> Row[float]:
@@ -84,7 +84,7 @@ def raised(what: str, profile: Profile, after: float, factor: float, within: flo
     def judge(runs: Sequence[float]) -> Result:
         return Result(f"{max(runs):.0f} s", max(runs) <= 30.0)
 
-    return Row("T6", what, "<= 30 s to 95 %", run, judge)
+    return Row("T6", what, "<= 30 s to 95 %", run, judge, load.calls)
 
 
 def open_loop(what: str, load: Load, per_second: float) -> Row[float]:
@@ -110,7 +110,7 @@ def open_loop(what: str, load: Load, per_second: float) -> Row[float]:
     def judge(runs: Sequence[float]) -> Result:
         return Result(f"{1000 * max(runs):.1f} ms", max(runs) <= 0.005)
 
-    return Row("T7", what, "p99 of the gate's wait <= 5 ms", run, judge)
+    return Row("T7", what, "p99 of the gate's wait <= 5 ms", run, judge, load.calls)
 
 
 CALLERS = 8
@@ -155,7 +155,7 @@ def fairness() -> Row[tuple[float, float]]:
         jain, ratio = min(run[0] for run in runs), max(run[1] for run in runs)
         return Result(f"Jain {jain:.4f}, p99 wait x {ratio:.2f}", jain >= 0.99 and ratio <= 1.2)
 
-    return Row("T8", "8 callers, sizes 1:50, one floods x100", "Jain >= 0.99, p99 wait <= 1.2 x", run, judge)
+    return Row("T8", "8 callers, sizes 1:50, one floods x100", "Jain >= 0.99, p99 wait <= 1.2 x", run, judge, 2 * 4_000)
 
 
 def _relay(seed: int, per_second: float, *, outage: tuple[float, float], reason: str) -> tuple[int, list[float]]:
@@ -249,7 +249,7 @@ def release(what: str, profile: Profile) -> Row[int]:
     def judge(runs: Sequence[int]) -> Result:
         return Result(f"{max(runs)} in 100 ms", max(runs) <= max(1.0, 1.1 * each))
 
-    return Row("T12", what, f"<= {max(1.0, 1.1 * each):.1f} in any 100 ms", run, judge)
+    return Row("T12", what, f"<= {max(1.0, 1.1 * each):.1f} in any 100 ms", run, judge, load.calls)
 
 
 def not_built(number: str, what: str) -> Row[None]:

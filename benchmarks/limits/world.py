@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,9 +75,13 @@ class World:
     def run(self, until: float, *, sent_at_most: int = 1 << 60) -> None:
         """Live until then, or until so many attempts were made."""
         events, sent = self._events, self.tally.sent_at
+        gc.freeze()
+        gc.disable()  # the heap of events is one large live object
         while events and events[0][0] <= until and len(sent) < sent_at_most:
             self.now, _, do = heapq.heappop(events)
             do()
+        gc.enable()
+        gc.unfreeze()
         if len(sent) < sent_at_most:
             self.now = until
 

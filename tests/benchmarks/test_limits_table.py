@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.limits import stories
-from benchmarks.limits.__main__ import ROWS
+from benchmarks.limits.__main__ import all_done
 from benchmarks.limits.rows import Load, saturation
+from benchmarks.limits.targets import ROWS, Work, done
 from proxy.simulator.profile import Profile, Style
 
 ONE = range(1)
@@ -45,3 +51,19 @@ def test_the_baselines_run_on_the_same_provider():
     row = stories.cold_burst("", Style.OPENAI, 2)
     assert row.baseline is not None
     assert row.baseline(0, "fixed 64").endswith("refused")
+
+
+def test_runs_in_other_processes_are_the_same_runs():
+    short = [number for number, row in enumerate(ROWS) if row.number in ("T0", "T13")]
+    works = [Work(number, seed) for number in short for seed in range(2)] + [Work(short[0], 0, "AIMD")]
+    assert {work: told for work, (told, _) in all_done(works, 2).items()} == {work: done(work)[0] for work in works}
+
+
+def test_an_interrupt_ends_all_processes_and_is_no_crash():
+    command = [sys.executable, "-m", "benchmarks.limits", "--row", "T2", "--seeds", "9"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as run:
+        assert run.stderr is not None
+        assert run.stderr.readline().startswith("1 of ")
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.stderr.read().endswith("interrupted\n")  # to the end: no process holds it any more
+        assert run.wait() == 130
