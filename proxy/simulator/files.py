@@ -1,4 +1,5 @@
-"""OpenAI's files, and the uploads that make large ones out of parts; in memory, as much of them as KEPT_BYTES.
+"""The files of either API, and OpenAI's uploads that make large ones out of parts; in memory, as much of them as
+KEPT_BYTES.
 
 create -> listed, shown, read, deleted        upload -> part ... part -> complete -> a file
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from mimetypes import guess_type
 
 import msgspec
 
@@ -29,7 +32,17 @@ class _File:
     content: bytes
     created: int
 
-    def told(self) -> dict[str, object]:
+    def told(self, *, to_anthropics: bool = False) -> dict[str, object]:
+        if to_anthropics:
+            return {
+                "id": self.id,
+                "type": "file",
+                "filename": self.name,
+                "mime_type": guess_type(self.name)[0] or "application/octet-stream",
+                "size_bytes": len(self.content),
+                "created_at": datetime.fromtimestamp(self.created, UTC).isoformat(),
+                "downloadable": True,
+            }
         return {
             "id": self.id,
             "object": "file",
@@ -104,9 +117,10 @@ class Files:
     def _create(self, sent: Sent) -> bytes:
         form = sent.form()
         file = form.file("file")
-        purpose = _purpose(form.must("purpose"))
+        purpose = "user_data" if sent.is_anthropics else _purpose(form.must("purpose"))
         self._make_room(file.content)
-        return _encode(self._put(sent.serial, file.name, purpose, file.content).told())
+        made = self._put(sent.serial, file.name, purpose, file.content)
+        return _encode(made.told(to_anthropics=sent.is_anthropics))
 
     def _list(self, sent: Sent) -> bytes:
         """The newest first, unless it is asked for otherwise."""
@@ -118,12 +132,14 @@ class Files:
         if query.get("order", "desc") == "desc":
             found.reverse()
         names = [file.id for file in found]
-        begin = names.index(query["after"]) + 1 if query.get("after") in names else 0
+        after = query.get("after_id" if sent.is_anthropics else "after", "")
+        begin = names.index(after) + 1 if after in names else 0
         page = found[begin : begin + int(limit)]
-        return listed([file.told() for file in page], has_more=begin + len(page) < len(found))
+        told = [file.told(to_anthropics=sent.is_anthropics) for file in page]
+        return listed(told, has_more=begin + len(page) < len(found))
 
     def _show(self, sent: Sent) -> bytes:
-        return _encode(self._find(sent.id).told())
+        return _encode(self._find(sent.id).told(to_anthropics=sent.is_anthropics))
 
     def _content(self, sent: Sent) -> Content:
         file = self._find(sent.id)
@@ -133,6 +149,8 @@ class Files:
         file = self._find(sent.id)
         del self._files[file.id]
         self._size -= _weight(file.content)
+        if sent.is_anthropics:
+            return _encode({"id": file.id, "type": "file_deleted"})
         return _encode({"id": file.id, "object": "file", "deleted": True})
 
     def _begin(self, sent: Sent) -> bytes:

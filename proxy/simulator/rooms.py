@@ -20,6 +20,7 @@ class Sent:
     body: bytes
     content_type: str
     serial: str  # hexadecimal digits that nobody else has
+    is_anthropics: bool = False  # whether a client of Anthropic's API asks
 
     def form(self) -> Form:
         """Raises BadAsk."""

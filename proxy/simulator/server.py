@@ -234,7 +234,8 @@ class Simulator:
 
         async def done(request: web.Request, serial: str) -> web.StreamResponse:
             identity, kind = request.match_info.get("id", ""), request.headers.get("Content-Type", "")
-            told = deed(Sent(identity, request.query, await request.read(), kind, serial))
+            body, is_anthropics = await request.read(), _is_anthropics(request)
+            told = deed(Sent(identity, request.query, body, kind, serial, is_anthropics))
             headers = self._headers(serial, {}, 0.0)
             if isinstance(told, Content):
                 headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(told.filename)}"

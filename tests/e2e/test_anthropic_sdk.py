@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -14,6 +16,7 @@ import anthropic
 import openai
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
+from pydantic import BaseModel
 
 from proxy.config import PASSTHROUGH, Gate, Limits, Model, Secret, load
 from proxy.simulator import ALWAYS, Profile, Simulator, Style, profiles
@@ -154,6 +157,77 @@ async def test_a_tool_is_used_streamed_or_not(forced: Any) -> None:
         (block,) = message.content
         assert block.type == "tool_use"
         assert (block.name, block.input) == ("höhe", {"text": SAID})
+
+
+class Turbine(BaseModel):
+    name: str
+    head: float
+
+
+async def test_a_structured_answer_is_parsed_streamed_or_not() -> None:
+    async with through() as (_, client, simulator):
+        whole = await client.messages.parse(**ASKED, output_format=Turbine)
+        async with client.messages.stream(**ASKED, output_format=Turbine) as stream:
+            streamed = await stream.get_final_message()
+        asked = json.loads(simulator.seen[0].body)["output_config"]["format"]["type"]
+    assert asked == "json_schema"
+    assert whole.parsed_output == streamed.parsed_output == Turbine(name=SAID, head=0)
+
+
+async def test_the_synchronous_client_counts_tokens_uses_tools_and_parses() -> None:
+    forced: Any = {"type": "any"}
+
+    def talk(origin: str) -> None:
+        with Anthropic(base_url=origin, api_key="sk-client", max_retries=0) as client:
+            assert client.messages.count_tokens(model="claude-test", messages=HELLO).input_tokens == 1
+            whole = client.messages.create(**ASKED, tools=[TOOL], tool_choice=forced)
+            with client.messages.stream(**ASKED, tools=[TOOL], tool_choice=forced) as stream:
+                parts = [event.partial_json for event in stream if event.type == "input_json"]
+                streamed = stream.get_final_message()
+            for message in (whole, streamed):
+                assert message.content[0].type == "tool_use"
+                assert message.content[0].input == {"text": SAID}
+            assert json.loads("".join(parts)) == {"text": SAID}
+            parsed = client.messages.parse(**ASKED, output_format=Turbine)
+            assert parsed.parsed_output == Turbine(name=SAID, head=0)
+            raw = client.messages.with_raw_response.create(**ASKED)
+            assert raw.headers["request-id"] == raw.parse()._request_id
+
+    async with through() as (house, _, _):
+        await asyncio.to_thread(talk, house.origin)
+
+
+async def test_a_picture_in_a_message_arrives_as_it_was_sent() -> None:
+    data = b64encode(random.Random(4).randbytes(2 << 20)).decode()
+    picture: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
+    told: Any = [{"role": "user", "content": [picture, {"type": "text", "text": "hello"}]}]
+    async with through() as (_, client, simulator):
+        message = await client.messages.create(**ASKED | {"messages": told})
+        came = json.loads(simulator.seen[0].body)
+    assert message.content[0].type == "text"
+    assert message.content[0].text == SAID
+    assert came["messages"] == told
+
+
+async def test_a_file_is_uploaded_listed_read_and_deleted() -> None:
+    sent = random.Random(5).randbytes(3 << 20)
+
+    def talk(origin: str) -> bytes:
+        with Anthropic(base_url=origin, api_key="sk-client", max_retries=0) as client:
+            return client.files.download(client.files.upload(file=("b.bin", sent)).id).read()
+
+    async with through() as (house, client, _):
+        made = await client.files.upload(file=("a.pdf", sent, "application/pdf"))
+        shown = await client.files.retrieve_metadata(made.id)
+        listed = [file.id async for file in client.files.list()]
+        content = await (await client.files.download(made.id)).read()
+        deleted = await client.files.delete(made.id)
+        with pytest.raises(anthropic.NotFoundError, match=made.id):
+            await client.files.retrieve_metadata(made.id)
+        other = await asyncio.to_thread(talk, house.origin)
+    assert (made.filename, made.size_bytes, made.mime_type) == ("a.pdf", len(sent), "application/pdf")
+    assert (shown, listed, deleted.id) == (made, [made.id], made.id)
+    assert content == other == sent
 
 
 async def test_a_tool_s_result_is_taken_back(upstream: Scripted) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,21 @@ async def test_pictures_are_painted_edited_and_varied() -> None:
     assert [(event.type, b64decode(event.b64_json)) for event in told] == [("image_edit.completed", SOUND)]
     assert b64decode((varied.data or [])[0].b64_json or "") == ALL_BYTES
     assert metrics("requests_total", operation="images", outcome="ok") == 5
+
+
+async def test_pictures_and_sound_in_a_chat_arrive_as_they_were_sent() -> None:
+    packed = b64encode(SOUND).decode()
+    parts: Any = [
+        {"type": "text", "text": "hello"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{packed}"}},
+        {"type": "input_audio", "input_audio": {"data": packed, "format": "wav"}},
+    ]
+    async with through() as (_, client, simulator):
+        answered = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": parts}])
+        came = json.loads(simulator.seen[0].body)
+    assert answered.choices[0].message.content is not None
+    assert answered.choices[0].message.content.startswith("echo: hello")
+    assert came["messages"][0]["content"] == parts
 
 
 async def test_texts_are_moderated() -> None:
