@@ -81,6 +81,19 @@ async def test_a_form_with_a_file_is_uploaded(tmp_path: Path) -> None:
     assert json.loads(heard.out)["text"].startswith(f"echo: {len(LARGE)} bytes of a.wav, {digest}")
 
 
+async def test_a_file_goes_there_and_back(tmp_path: Path) -> None:
+    file, back = tmp_path / "a.bin", tmp_path / "back.bin"
+    file.write_bytes(LARGE)
+    async with through() as (house, _, _):
+        files = house.base_url + "/files"
+        made = json.loads((await curl(files, "-F", "purpose=user_data", "-F", f"file=@{file}")).out)
+        whole = await curl(f"{files}/{made['id']}/content", "-o", str(back), "-w", "%{http_code}")
+        deleted = await curl(f"{files}/{made['id']}", "-X", "DELETE")
+    assert (made["filename"], made["bytes"], whole.out) == ("a.bin", len(LARGE), b"200")
+    assert back.read_bytes() == LARGE
+    assert json.loads(deleted.out)["deleted"] is True
+
+
 async def test_what_comes_from_a_pipe_is_sent_in_chunks() -> None:
     async with through() as (house, _, simulator):
         chunked = ("-X", "POST", *JSON, "-H", "transfer-encoding: chunked", "-T", "-")

@@ -19,6 +19,7 @@ PROFILES = {
     "up": FOUR_TOKENS,
     "slow": replace(profiles.INSTANT, tokens_per_second=10.0),
     "poor": replace(FOUR_TOKENS, out_of_money=ALWAYS),
+    "down": replace(FOUR_TOKENS, outage=ALWAYS),
     "breaking": replace(profiles.INSTANT, output_tokens=40, tokens_per_second=4000.0, abort_rate=1.0),
 }
 
@@ -29,7 +30,6 @@ async def test_whatever_the_node_sdk_does_with_the_provider_it_does_here(tmp_pat
     async with AsyncExitStack() as stack:
         simulated = {name: await stack.enter_async_context(simulating(profile)) for name, profile in PROFILES.items()}
         upstreams = {name: at(simulator.base_url) for name, simulator in simulated.items()}
-        upstreams["unreachable"] = at("http://127.0.0.1:1/v1")
         models = dict.fromkeys(("gpt-4o-mini", "omni-moderation-latest"), Model(upstreams=("up",)))
         models |= {name: Model(upstreams=(name,)) for name in upstreams if name != "up"}
         said = settings(upstreams, models=models, callers={"team": Secret(KEY)}, state=State(path=str(tmp_path)))

@@ -4,21 +4,74 @@ from __future__ import annotations
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 
+from proxy.config import State
 from proxy.simulator import Simulator
 from tests.e2e.simulated import SAID, straight, through
 
 LARGE = random.Random(2).randbytes(3 << 20)
 PART = 1 << 20
+LINE = b'{"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "x"}}'
 
 
 def paths(simulator: Simulator) -> list[str]:
     return [f"{seen.method} {seen.path}" for seen in simulator.seen]
+
+
+async def test_a_file_is_kept_by_the_provider_as_it_was_sent(tmp_path: Path) -> None:
+    async with (
+        through(state=State(path=str(tmp_path))) as (house, client, simulator),
+        straight(simulator) as direct,
+    ):
+        made = await client.files.create(file=("large.bin", LARGE), purpose="user_data")
+        own = await direct.files.retrieve(made.id)
+        shown = await client.files.retrieve(made.id)
+        content = await client.files.content(made.id)
+        async with client.files.with_streaming_response.content(made.id) as streamed:
+            parts = [part async for part in streamed.iter_bytes()]
+        batch = await client.files.create(file=("in.jsonl", LINE), purpose="batch")
+        listed = [file.id async for file in client.files.list()]
+        paged = [file.id async for file in client.files.list(limit=1)]
+        only = [file.id async for file in client.files.list(purpose="user_data")]
+        raw = await client.files.with_raw_response.delete(made.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.files.retrieve(made.id)
+        left = [file.id async for file in client.files.list()]
+        theirs = [file.id async for file in direct.files.list()]
+        metrics = await house.metrics()
+    assert made == own == shown
+    assert (made.filename, made.bytes, made.purpose) == ("large.bin", len(LARGE), "user_data")
+    assert content.content == b"".join(parts) == LARGE
+    assert content.response.headers["content-disposition"] == "attachment; filename*=UTF-8''large.bin"
+    assert listed == paged == [batch.id, made.id]
+    assert (only, left, theirs) == ([made.id], [batch.id], [])
+    assert raw.parse().deleted
+    assert metrics("requests_total", operation="files", outcome="rejected", code="404") == 1
+
+
+async def test_the_synchronous_client_sends_files_as_paths_and_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "of water.txt"
+    file.write_bytes(LARGE)
+
+    def talk(base_url: str) -> None:
+        with OpenAI(base_url=base_url, api_key="sk-client", max_retries=0) as client:
+            for sent, name in ((file, "of water.txt"), (LARGE, "upload")):
+                made = client.files.create(file=sent, purpose="assistants")
+                assert (made.filename, made.bytes) == (name, len(LARGE))
+                assert client.files.content(made.id).read() == LARGE
+                with client.files.with_streaming_response.content(made.id) as streamed:
+                    streamed.stream_to_file(tmp_path / "back")
+                assert (tmp_path / "back").read_bytes() == LARGE
+                assert client.files.delete(made.id).deleted
+
+    async with through() as (house, _, _):
+        await asyncio.to_thread(talk, house.base_url)
 
 
 async def test_a_large_file_is_uploaded_in_parts() -> None:
