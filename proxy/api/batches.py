@@ -101,6 +101,12 @@ def _cancel(batches: Batches) -> Handler:
     return cancel
 
 
+def _counts(batch: Batch) -> dict[str, int]:
+    """Of a batch that its provider runs, and whose results are not here yet, what the provider counts."""
+    known = batch if batch.handed is None or batch.completed + batch.failed else batch.handed
+    return {"total": batch.total, "completed": known.completed, "failed": known.failed}
+
+
 def _described(batch: Batch, batches: Batches, plan: Plan) -> dict[str, object]:
     """As OpenAI's object has it, and under `penstock` what only this gateway knows: its cost, and why it rests."""
     used = batch.used
@@ -118,7 +124,7 @@ def _described(batch: Batch, batches: Batches, plan: Plan) -> dict[str, object]:
         "created_at": batch.created_at,
         "expires_at": batch.expires_at,
         **{f"{status.value}_at": batch.entered.get(status.value) for status in _DATED},
-        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "request_counts": _counts(batch),
         "usage": {
             "input_tokens": used.input,
             "input_tokens_details": {"cached_tokens": used.cached},
@@ -129,7 +135,9 @@ def _described(batch: Batch, batches: Batches, plan: Plan) -> dict[str, object]:
         "metadata": batch.metadata,
     }
     ours: dict[str, object] = {}
-    if (price := plan.price(batch.model)) is not None:
+    if batch.handed is not None:
+        ours["upstream"], ours["upstream_batch_id"] = batch.handed.upstream, batch.handed.batch_id or None
+    elif (price := plan.price(batch.model)) is not None:
         ours["cost_usd"] = cost.of(batch.used, price) / cost.MICRO
     if (pause := batches.pause(batch)) is not None:
         ours["paused"] = {"reason": pause.reason, "message": pause.message, "since": int(pause.since)}

@@ -6,6 +6,7 @@
     runner.py   every open batch, from its first state to its last
     lane.py     how many items stand before the gate
     item.py     one item as an ordinary call
+    handing.py  a batch that its provider runs, by provider.py, its Files and Batch API
     webhook.py  who is told that a batch has ended
     service.py  all of it, as the endpoints ask for it
 

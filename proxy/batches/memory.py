@@ -82,6 +82,22 @@ class MemoryStore:
         self._batches[batch_id] = batch
         return batch
 
+    async def note(self, batch_id: str, **changes: object) -> Batch:
+        batch = self._batches[batch_id] = msgspec.structs.replace(self._batches[batch_id], **changes)
+        return batch
+
+    async def unended(self, batch_id: str) -> list[tuple[int, str]]:
+        lines = sorted(self._lines[batch_id].items())
+        return [(number, line.said.custom_id) for number, line in lines if line.state in ("queued", "claimed")]
+
+    async def adopt(self, batch_id: str, results: Sequence[tuple[int, Result]], now: float) -> int:
+        open_lines = dict(await self.unended(batch_id))
+        for number, result in results:
+            if open_lines.pop(number, None) is not None:
+                self._ended(batch_id, self._lines[batch_id][number], result, now)
+        batch = self._batches[batch_id] = rules.finalized(self._batches[batch_id], now)
+        return batch.pending
+
     async def untold(self) -> list[Batch]:
         return [batch for batch in self._batches.values() if batch.status.is_final and batch.id not in self._told]
 
@@ -118,9 +134,7 @@ class MemoryStore:
     async def finish(self, item: Item, result: Result, now: float) -> int | None:
         if (line := self._claimed(item)) is None:
             return None
-        batch = self._ended(item.batch, line, result, now)
-        if not batch.pending and batch.status is Status.IN_PROGRESS:
-            batch = self._batches[batch.id] = rules.moved(batch, Status.FINALIZING, now)
+        batch = self._batches[item.batch] = rules.finalized(self._ended(item.batch, line, result, now), now)
         return batch.pending
 
     def _ended(self, batch_id: str, line: _Line, result: Result, now: float) -> Batch:

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
 
+from proxy.batches.handing import GRACE_SECONDS, Handing
 from proxy.batches.inputs import Inputs, Reading
 from proxy.batches.item import Items
 from proxy.batches.lane import Lane, Pause
+from proxy.batches.provider import Provider
 from proxy.batches.store import Item, Store
 from proxy.config import PIPELINE
 from proxy.core import batch as rules
-from proxy.core.batch import Batch, Input, Mistake, NotPossible, Result, Status
+from proxy.core.batch import Batch, End, Handed, Input, Mistake, NotPossible, Result, Status
 from proxy.errors import StateUnavailable
 from proxy.relay import Memory
 from proxy.tasks import Tasks
@@ -71,6 +73,8 @@ class Runner:
     """
     Args:
         refuse: what is wrong with a model as such; None: nothing.
+        hands_on: the upstream that runs the batches of a model; "": they are run here.
+        provider: asks that upstream.
         keep_seconds: how long batches that ended are kept.
         now, wall: the monotonic clock and the epoch's.
 
@@ -86,6 +90,8 @@ class Runner:
         notes: Notes,
         *,
         refuse: Callable[[str], Mistake | None],
+        hands_on: Callable[[str], str],
+        provider: Callable[[Batch, str], Provider],
         line_bytes_max: Callable[[], int],
         keep_seconds: Callable[[], float],
         now: Callable[[], float],
@@ -93,6 +99,7 @@ class Runner:
     ) -> None:
         self.store, self.inputs, self.items, self.notes = store, inputs, items, notes
         self.refuse, self.line_bytes_max, self._keep_seconds = refuse, line_bytes_max, keep_seconds
+        self.hands_on, self.provider = hands_on, provider
         self.now, self.wall = now, wall
         self.tasks = Tasks()
         self._lives: dict[str, Life] = {}
@@ -124,8 +131,10 @@ class Runner:
 
     def pause(self, batch: Batch) -> Pause | None:
         """Why the batch does not go on; None: it does, or is over."""
-        lane = self._lanes.get((batch.owner, batch.model))
-        return lane.pause if lane is not None and batch.id in self._lives else None
+        life, lane = self._lives.get(batch.id), self._lanes.get((batch.owner, batch.model))
+        if life is None or life.batch.handed is not None:
+            return None if life is None else life.pause
+        return None if lane is None else lane.pause
 
     def level(self) -> BatchLevel:
         lives = self._lives.values()
@@ -212,7 +221,7 @@ class Runner:
             await asyncio.sleep(PULSE_SECONDS)
             now, wall = self.now(), self.wall()
             for life in list(self._lives.values()):
-                if wall >= life.batch.expires_at:
+                if wall >= life.expires_at:
                     life.call_off()
             if now >= renewed + RENEW_SECONDS:
                 renewed = now
@@ -242,6 +251,7 @@ class Life:
         left: its items that have not ended.
         runs: its items under way.
         more: set where there may be something to claim.
+        pause: why the provider that it is handed on to cannot be asked; None: it can.
     """
 
     def __init__(self, runner: Runner, batch: Batch) -> None:
@@ -250,10 +260,17 @@ class Life:
         self.left = batch.pending
         self.runs: set[Run] = set()
         self.more = asyncio.Event()
+        self.pause: Pause | None = None
         self.task: asyncio.Task[None] | None = None
         self._working: asyncio.Task[None] | None = None
+        self._handing: Handing | None = None
         self._is_called_off = False
         self._rests = False
+
+    @property
+    def expires_at(self) -> float:
+        """When it is over as it stands."""
+        return self.batch.expires_at + (0.0 if self.batch.handed is None else GRACE_SECONDS)
 
     async def live(self) -> None:
         while not self._is_called_off:
@@ -265,7 +282,28 @@ class Life:
                 break
             await asyncio.sleep(CLAIM_SECONDS)  # a mistake of ours, and logged; what it had claimed is free again
         await self._give_up_waiting()
+        if self.batch.handed is not None and not self._hand().is_over:
+            await self._withdraw()
+            if self._rests:
+                return
         await self._close()
+
+    def _hand(self) -> Handing:
+        runner, handed = self._runner, self.batch.handed
+        assert handed is not None
+        if self._handing is None:
+            provider = runner.provider(self.batch, handed.upstream)
+            self._handing = Handing(self, provider, runner.inputs, runner.wall)
+        return self._handing
+
+    async def _withdraw(self) -> None:
+        """It is cancelled, or late: so it is where it was handed on to."""
+        runner = self._runner
+        batch = await runner.insist(runner.store.batch, self.batch.owner, self.batch.id)
+        assert batch is not None
+        self.batch = batch
+        self._working = runner.tasks.spawn(f"{batch.id} is withdrawn", self._hand().withdraw())
+        await asyncio.wait({self._working})
 
     def call_off(self) -> None:
         self._is_called_off = True
@@ -281,9 +319,13 @@ class Life:
 
     async def _work(self) -> None:
         runner = self._runner
-        if self.batch.status is Status.VALIDATING:
+        if self.batch.status is Status.VALIDATING and self.batch.handed is None:
             with suppress(NotPossible):  # it has been cancelled meanwhile
                 await self._validate()
+        if self.batch.handed is not None:
+            if self.batch.status in (Status.VALIDATING, Status.IN_PROGRESS):
+                await self._hand().follow()
+            return
         if self.batch.status is not Status.IN_PROGRESS:
             return
         lane = runner.lane(self.batch)
@@ -317,14 +359,28 @@ class Life:
             found.mistakes.append(Mistake("input_file_unreadable", message))
         mistakes = found.mistakes or list(filter(None, (runner.refuse(found.model),)))
         if mistakes:
-            await self._move(Status.FAILED, mistakes=mistakes, total=0)
+            await self.move(Status.FAILED, mistakes=mistakes, total=0)
+        elif upstream := runner.hands_on(found.model):
+            await self.note(model=found.model, total=found.count, handed=Handed(upstream))
         else:
-            await self._move(Status.IN_PROGRESS, model=found.model, total=found.count)
+            await self.move(Status.IN_PROGRESS, model=found.model, total=found.count)
         self.left = self.batch.pending
 
-    async def _move(self, status: Status, **changes: object) -> None:
+    async def move(self, status: Status, **changes: object) -> None:
         runner = self._runner
         self.batch = await runner.insist(runner.store.move, self.batch.id, status, runner.wall(), **changes)
+
+    async def note(self, **changes: object) -> None:
+        self.batch = await self._runner.insist(self._runner.store.note, self.batch.id, **changes)
+
+    async def unended(self) -> list[tuple[int, str]]:
+        return await self._runner.insist(self._runner.store.unended, self.batch.id)
+
+    async def adopt(self, results: Sequence[tuple[int, Result]]) -> None:
+        runner = self._runner
+        self.left = await runner.insist(runner.store.adopt, self.batch.id, results, runner.wall())
+        for _, result in results:
+            runner.notes.batch_item(End.DONE.value if result.is_done else End.FAILED.value)
 
     async def _start(self, claims: Sequence[Item], lane: Lane) -> None:
         runner = self._runner

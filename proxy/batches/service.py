@@ -12,12 +12,14 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from proxy.batches import sqlite
 from proxy.batches.inputs import Arrival, Inputs
 from proxy.batches.item import Items
 from proxy.batches.lane import Pause
+from proxy.batches.provider import Provider
 from proxy.batches.runner import Runner
 from proxy.batches.sqlite import SqliteStore
 from proxy.batches.store import Page, Store
@@ -75,6 +77,7 @@ class Batches:
         wall: Callable[[], float],
     ) -> None:
         self._directory, self._plan, self._telemetry, self._transport = directory, plan, telemetry, transport
+        self._relay = relay
         self._items = Items(relay, telemetry, plan, now, wall)
         self._now, self._wall = now, wall
         self._opening = asyncio.Lock()
@@ -136,6 +139,8 @@ class Batches:
             self._items,
             self._telemetry,
             refuse=self._refuse,
+            hands_on=self._hands_on,
+            provider=partial(Provider, self._relay, self._telemetry, self._plan, self._now),
             line_bytes_max=lambda: self._plan().settings.server.max_body_bytes,
             keep_seconds=lambda: self._plan().settings.batches.keep_days * DAY,
             now=self._now,
@@ -170,6 +175,13 @@ class Batches:
             message = f"The model '{model[:200]}' is called with each client's own key, and none is kept for a batch."
             return Mistake("model_not_found", message, 1, "body.model")
         return None
+
+    def _hands_on(self, model: str) -> str:
+        plan = self._plan()
+        route = plan.route(model)
+        if route is None or route.pipeline is not None or plan.settings.models[route.name].batch_mode == "gateway":
+            return ""
+        return route.targets[0].upstream.name
 
     # ── files ──
 

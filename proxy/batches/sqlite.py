@@ -181,6 +181,15 @@ class SqliteStore:
 
         return await self._write(move)
 
+    async def note(self, batch_id: str, **changes: object) -> Batch:
+        def note(db: sqlite3.Connection) -> Batch:
+            n, batch = _one(db, batch_id)
+            batch = msgspec.structs.replace(batch, **changes)
+            _keep(db, n, batch)
+            return batch
+
+        return await self._write(note)
+
     async def untold(self) -> list[Batch]:
         def read(db: sqlite3.Connection) -> list[Batch]:
             return [_BATCH.decode(doc) for (doc,) in db.execute("SELECT doc FROM batches WHERE untold ORDER BY n")]
@@ -230,6 +239,30 @@ class SqliteStore:
 
         return await self._read(read)
 
+    async def unended(self, batch_id: str) -> list[tuple[int, str]]:
+        def read(db: sqlite3.Connection) -> list[tuple[int, str]]:
+            left = "SELECT line, custom_id FROM items WHERE batch = ? AND state < 2 ORDER BY line"
+            return db.execute(left, (_one(db, batch_id)[0],)).fetchall()
+
+        return await self._read(read)
+
+    async def adopt(self, batch_id: str, results: Sequence[tuple[int, Result]], now: float) -> int:
+        def adopt(db: sqlite3.Connection) -> int:
+            n, batch = _one(db, batch_id)
+            size = {True: 0, False: 0}
+            for line, result in results:
+                state = _DONE if result.is_done else _FAILED
+                end = "UPDATE items SET state = ?, until = NULL, output = ? WHERE batch = ? AND line = ? AND state < 2"
+                if db.execute(end, (state, result.line, n, line)).rowcount:
+                    batch = rules.counted(batch, result)
+                    size[result.is_done] += len(result.line)
+            for done in filter(size.get, size):
+                _grow(db, batch, done=done, size=size[done], now=now)
+            _keep(db, n, batch := rules.finalized(batch, now))
+            return batch.pending
+
+        return await self._write(adopt)
+
     async def finish(self, item: Item, result: Result, now: float) -> int | None:
         def finish(db: sqlite3.Connection) -> int | None:
             n, batch = _one(db, item.batch)
@@ -243,9 +276,7 @@ class SqliteStore:
             db.execute("DELETE FROM steps WHERE batch = ? AND line = ?", (n, item.line))
             batch = rules.counted(batch, result)
             _grow(db, batch, done=result.is_done, size=len(result.line), now=now)
-            if not batch.pending and batch.status is Status.IN_PROGRESS:
-                batch = rules.moved(batch, Status.FINALIZING, now)
-            _keep(db, n, batch)
+            _keep(db, n, batch := rules.finalized(batch, now))
             return batch.pending
 
         return await self._write(finish)

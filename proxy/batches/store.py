@@ -100,6 +100,18 @@ class Store(Protocol):
         """
         ...
 
+    async def note(self, batch_id: str, **changes: object) -> Batch:
+        """Change these fields of a batch; its state stays what it is."""
+        ...
+
+    async def unended(self, batch_id: str) -> list[tuple[int, str]]:
+        """Line and custom_id of each item that has not ended, in their order."""
+        ...
+
+    async def adopt(self, batch_id: str, results: Sequence[tuple[int, Result]], now: float) -> int:
+        """Results that were made elsewhere, by line. An item that has ended stays as it is. How many have not."""
+        ...
+
     async def claim(self, batch_id: str, most: int, until: float) -> list[Item]:
         """Take up to `most` of the queued items of a batch that is in progress, in the order of their lines."""
         ...

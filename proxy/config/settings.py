@@ -361,6 +361,8 @@ class Model(_Part):
     """Name of a pool whose limits its calls share."""
     price: Price | None = None
     """What its tokens cost; without it its calls are counted as unpriced."""
+    batch_mode: Literal["gateway", "upstream"] = "gateway"
+    """Who runs its batches: this gateway, call by call, or its first upstream, by a batch API of its own."""
     capture_content: Literal["none", "truncated", "full"] = "none"
     """Whether the spans of kept traces tell what was asked and answered: the first 4 KiB of each, or 64 KiB (full)."""
 

@@ -83,6 +83,22 @@ class Mistake(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
+class Handed(msgspec.Struct, frozen=True):
+    """A batch that its provider runs, as the provider knows it.
+
+    Attributes:
+        upstream: its configured name.
+        file_id, batch_id: "" until they are known.
+        completed, failed: items, as the provider counts them; their results come at the end.
+    """
+
+    upstream: str
+    file_id: str = ""
+    batch_id: str = ""
+    completed: int = 0
+    failed: int = 0
+
+
 class Batch(msgspec.Struct, kw_only=True):
     """Times are seconds since the epoch.
 
@@ -94,6 +110,7 @@ class Batch(msgspec.Struct, kw_only=True):
         entered: when it came into each of its states.
         completed, failed: items that ended so.
         used: tokens of all its answers.
+        handed: to whom it was handed on; None: it is run here.
     """
 
     id: str
@@ -116,6 +133,7 @@ class Batch(msgspec.Struct, kw_only=True):
     completed: int = 0
     failed: int = 0
     used: Usage = Usage()
+    handed: Handed | None = None
 
     @property
     def pending(self) -> int:
@@ -355,6 +373,13 @@ def counted(batch: Batch, result: Result) -> Batch:
         failed=batch.failed + (not result.is_done),
         used=batch.used if result.used is None else _together(batch.used, result.used),
     )
+
+
+def finalized(batch: Batch, now: float) -> Batch:
+    """The batch, on its way to its end if it has nothing left to run."""
+    if batch.pending or batch.status is not Status.IN_PROGRESS:
+        return batch
+    return moved(batch, Status.FINALIZING, now)
 
 
 def results_file(batch: Batch, *, done: bool, size: int, now: float) -> File:

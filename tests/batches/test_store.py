@@ -21,7 +21,7 @@ from proxy.batches import sqlite as sqlite_store
 from proxy.batches.memory import MemoryStore
 from proxy.batches.sqlite import FILE, SqliteStore
 from proxy.batches.store import Page
-from proxy.core.batch import Batch, File, Line, NotPossible, Result, Status
+from proxy.core.batch import Batch, File, Handed, Line, NotPossible, Result, Status
 from proxy.core.usage import Usage
 from proxy.errors import StateOff, StateUnavailable
 
@@ -594,3 +594,32 @@ async def test_that_an_end_is_to_be_told_outlives_the_process(tmp_path):
         await first.move("batch_1", Status.FAILED, 120.0)
     async with sqlite(tmp_path) as second:
         assert [each.id for each in await second.untold()] == ["batch_1"]
+
+
+# ── what others have run ──
+
+
+async def test_results_that_were_made_elsewhere_end_their_items_once(store):
+    await started(store, 4)
+    (item,) = await store.claim("batch_1", 1, 200.0)
+    await store.finish(item, done("mine"), 120.0)
+    assert await store.unended("batch_1") == [(2, "c-2"), (3, "c-3"), (4, "c-4")]
+    made = [(1, done("theirs")), (3, done("three", Usage(1, 2))), (2, failed())]
+    assert await store.adopt("batch_1", made, 130.0) == 1
+    assert await store.adopt("batch_1", [(3, failed())], 140.0) == 1
+    assert await output(store) == [b"mine\n", b"three\n"]
+    assert await output(store, done=False) == [b"bad\n"]
+    kept = await store.batch("team", "batch_1")
+    assert (kept.completed, kept.failed, kept.used, kept.status) == (2, 1, Usage(1, 2), Status.IN_PROGRESS)
+    file = await store.file("team", kept.output_file_id)
+    assert file.bytes == len(b"mine\nthree\n")
+    assert await store.adopt("batch_1", [(4, done("four"))], 150.0) == 0
+    assert (await store.batch("team", "batch_1")).status is Status.FINALIZING
+
+
+async def test_a_note_changes_what_is_said_and_leaves_the_state(store):
+    await started(store, 2)
+    noted = await store.note("batch_1", handed=Handed("up", "file-there"))
+    assert noted == await store.batch("team", "batch_1")
+    assert (noted.status, noted.handed) == (Status.IN_PROGRESS, Handed("up", "file-there"))
+    assert [each.id for each in await store.open_batches()] == ["batch_1"]
