@@ -1,7 +1,7 @@
 """The cases: a fault, where it strikes, and what makes a call survive it.
 
 Each yields trials without end, drawn from a chance that the seed decides; a case that has a number of places takes them
-all before it begins anew.
+all before it begins anew, in an order of which any beginning is spread over all of them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import asyncio
 import gzip
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.faults.world import STREAM, Trial, World
-from tests.e2e.running import ASK, until
+from tests.e2e.running import ASK, CHAT, until
 from tests.e2e.scripted import (
     DONE,
     ECHO,
@@ -76,28 +77,40 @@ def chunked(body: bytes, head: bytes = EVENT_STREAM) -> bytes:
     return head + b"".join(chunk(each + b"\n\n") for each in events) + LAST
 
 
+def everywhere(count: int, draw: random.Random) -> Iterator[int]:
+    """All numbers below `count`, again and again."""
+    step = next(step for step in itertools.count(round(count * 0.618)) if math.gcd(step, count) == 1)
+    at = draw.randrange(count)
+    while True:
+        yield at
+        at = (at + step) % count
+
+
 # ── streams that break ──
 
 
-def cut(raw: bytes, events: bytes, end: Act, said: object = STREAM, path: str = "") -> Callable[..., Iterator[Trial]]:
-    """At every byte, one after the other."""
+def cut(
+    raw: bytes, events: bytes, end: Act, said: object = STREAM, path: str = CHAT
+) -> Callable[[random.Random], Iterator[Trial]]:
+    """At every byte."""
 
     def trials(draw: random.Random) -> Iterator[Trial]:
-        begin = draw.randrange(len(raw))
-        for at in itertools.islice(itertools.cycle(range(len(raw) + 1)), begin, None):
+        for at in everywhere(len(raw) + 1, draw):
             yield lambda world, at=at: told_truly(world, [raw[:at], end], events, said, path)
 
     return trials
 
 
-def split(raw: bytes, events: bytes) -> Callable[..., Iterator[Trial]]:
-    """Between any two bytes; every tenth time between all of them."""
+def split(
+    raw: bytes, events: bytes, said: object = STREAM, path: str = CHAT
+) -> Callable[[random.Random], Iterator[Trial]]:
+    """Between any two bytes."""
 
     def trials(draw: random.Random) -> Iterator[Trial]:
-        for at in itertools.count(draw.randrange(len(raw))):
-            at %= len(raw)
+        for at in everywhere(len(raw) - 1, draw):
             pause = asyncio.Event()
-            yield lambda world, at=at, pause=pause: passed_on(world, [raw[:at], pause, raw[at:]], events, pause)
+            play = (raw[: at + 1], pause, raw[at + 1 :])
+            yield lambda world, play=play, pause=pause: passed_on(world, play, events, pause, said, path)
 
     return trials
 
@@ -105,7 +118,7 @@ def split(raw: bytes, events: bytes) -> Callable[..., Iterator[Trial]]:
 def cut_unframed(draw: random.Random) -> Iterator[Trial]:
     """Behind its finish reason nothing tells a cut from an end."""
     raw = HEAD_CLOSE + LONG
-    for at in itertools.islice(itertools.cycle(range(len(raw) + 1)), draw.randrange(len(raw)), None):
+    for at in everywhere(len(raw) + 1, draw):
 
         async def trial(world: World, at: int = at) -> bool:
             heard = await world.call([raw[:at], Act.FIN])
@@ -115,13 +128,15 @@ def cut_unframed(draw: random.Random) -> Iterator[Trial]:
         yield trial
 
 
-async def told_truly(world: World, play: Play, events: bytes, said: object = STREAM, path: str = "") -> bool:
-    return (await world.call(play, said, *([path] if path else []))).is_true_to(events)
+async def told_truly(world: World, play: Play, events: bytes, said: object = STREAM, path: str = CHAT) -> bool:
+    return (await world.call(play, said, path)).is_true_to(events)
 
 
-async def passed_on(world: World, play: Play, events: bytes, pause: asyncio.Event) -> bool:
+async def passed_on(
+    world: World, play: Play, events: bytes, pause: asyncio.Event, said: object = STREAM, path: str = CHAT
+) -> bool:
     asyncio.get_running_loop().call_soon(pause.set)
-    heard = await world.call(play)
+    heard = await world.call(play, said, path)
     return heard.is_whole and heard.told == events
 
 
@@ -184,7 +199,7 @@ def error_events(draw: random.Random) -> Iterator[Trial]:
 
 def cut_json(raw: bytes, end: Act) -> Callable[..., Iterator[Trial]]:
     def trials(draw: random.Random) -> Iterator[Trial]:
-        for at in itertools.islice(itertools.cycle(range(len(raw) + 1)), draw.randrange(len(raw)), None):
+        for at in everywhere(len(raw) + 1, draw):
             yield lambda world, at=at: never_short(world, [raw[:at], end], JSON)
 
     return trials
@@ -202,7 +217,7 @@ def compressed(draw: random.Random) -> Iterator[Trial]:
     body = gzip.compress(LONG)
     head = EVENT_STREAM.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n")
     raw = head + b"".join(chunk(body[at : at + 99]) for at in range(0, len(body), 99)) + LAST
-    for at in itertools.islice(itertools.cycle(range(len(raw) + 1)), draw.randrange(len(raw)), None):
+    for at in everywhere(len(raw) + 1, draw):
         end = draw.choice([Act.FIN, Act.RST])
         yield lambda world, at=at, end=end: never_short(world, [raw[:at], end], body, STREAM)
 
@@ -374,6 +389,18 @@ def malformed(draw: random.Random) -> Iterator[Trial]:
         yield lambda world, raw=raw: refused_raw(world, raw)
 
 
+def unfinished(draw: random.Random) -> Iterator[Trial]:
+    """A request of which no more comes: it is told so, and its connection ends."""
+    whole = request(STREAM)
+    for at in everywhere(len(whole) - 1, draw):
+
+        async def trial(world: World, at: int = at) -> bool:
+            heard = await world.raw(whole[: at + 1], ends=True)
+            return heard.is_whole and heard.status == 408
+
+        yield trial
+
+
 async def refused_raw(world: World, raw: bytes) -> bool:
     heard = await world.raw(raw)
     return heard.is_whole and 400 <= heard.status < 502 and b'"error"' in heard.body
@@ -386,56 +413,64 @@ async def refused_raw(world: World, raw: bytes) -> bool:
 class Case:
     name: str
     meaning: str
-    share: int  # of all trials, in thousandths
     trials: Callable[[random.Random], Iterator[Trial]]
+    number: int  # in a full run
 
 
-LONG_RAW = chunked(LONG)
+LONG_RAW, ANTHROPIC_RAW = chunked(LONG), chunked(ANTHROPIC)
 CASES = (
     Case(
         "stream cut, FIN",
         "a chunked stream of 5 kB is cut at every byte; the connection ends in order",
-        150,
         cut(LONG_RAW, LONG, Act.FIN),
+        len(LONG_RAW) + 1,
     ),
-    Case("stream cut, RST", "the same, and the connection is reset", 150, cut(LONG_RAW, LONG, Act.RST)),
-    Case("stream with a length cut", "short of its content-length, FIN", 50, cut(sized(LONG), LONG, Act.FIN)),
+    Case("stream cut, RST", "the same, and the connection is reset", cut(LONG_RAW, LONG, Act.RST), len(LONG_RAW) + 1),
+    Case("stream with a length cut", "short of its content-length, FIN", cut(sized(LONG), LONG, Act.FIN), 1200),
+    Case("stream without a length cut", "that lasts until its connection closes, FIN", cut_unframed, 1200),
     Case(
-        "stream without a length cut",
-        "that lasts until its connection closes, FIN",
-        50,
-        cut_unframed,
+        "Anthropic's stream cut, FIN",
+        "2 kB, at every byte",
+        cut(ANTHROPIC_RAW, ANTHROPIC, Act.FIN, CLAUDE, MESSAGES),
+        len(ANTHROPIC_RAW) + 1,
     ),
     Case(
-        "Anthropic's stream cut",
-        "at every byte, RST",
-        50,
-        cut(chunked(ANTHROPIC), ANTHROPIC, Act.RST, CLAUDE, MESSAGES),
+        "Anthropic's stream cut, RST",
+        "the same",
+        cut(ANTHROPIC_RAW, ANTHROPIC, Act.RST, CLAUDE, MESSAGES),
+        len(ANTHROPIC_RAW) + 1,
     ),
-    Case("stream split", "between any two bytes, in two pieces", 150, split(LONG_RAW, LONG)),
-    Case("stream corrupted", "any one byte of head, framing or events is another one", 60, corrupt),
-    Case("stream silent", "from any byte on, until the idle deadline", 30, silent),
-    Case("bytes after [DONE]", "more events, or anything, then an end, a reset, silence", 40, junk_after),
-    Case("error events", "of either dialect, under status 200", 40, error_events),
+    Case("stream split", "the 5 kB, between any two bytes, in two pieces", split(LONG_RAW, LONG), len(LONG_RAW) - 1),
+    Case(
+        "Anthropic's stream split",
+        "the 2 kB, likewise",
+        split(ANTHROPIC_RAW, ANTHROPIC, CLAUDE, MESSAGES),
+        len(ANTHROPIC_RAW) - 1,
+    ),
+    Case("stream corrupted", "any one byte of head, framing or events is another one", corrupt, 1440),
+    Case("stream silent", "from any byte on, until the idle deadline", silent, 720),
+    Case("bytes after [DONE]", "more events, or anything, then an end, a reset, silence", junk_after, 960),
+    Case("error events", "of either dialect, under status 200", error_events, 960),
     Case(
         "answer cut, chunked",
         "JSON in chunks, RST at every byte",
-        30,
         cut_json(EVENT_STREAM.replace(b"text/event-stream", b"application/json") + chunk(JSON) + LAST, Act.RST),
+        720,
     ),
-    Case("answer cut, with a length", "FIN at every byte", 30, cut_json(sized(JSON, b"application/json"), Act.FIN)),
+    Case("answer cut, with a length", "FIN at every byte", cut_json(sized(JSON, b"application/json"), Act.FIN), 720),
     Case(
         "answer cut, without a length",
         "HTTP/1.0, FIN at every byte",
-        30,
         cut_json(b"HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n" + JSON, Act.FIN),
+        720,
     ),
-    Case("compressed stream cut", "gzip, FIN or RST at every byte", 30, compressed),
-    Case("servers as they are", "no [DONE], no usage, HTTP/1.0, CR, CRLF, odd error bodies and codes", 40, varied),
-    Case("connections that go stale", "closed after each stream, at once or under the next request", 85, closing),
-    Case("clients that leave", "waiting or streaming, FIN or RST, at any moment", 40, leaving("up")),
-    Case("clients that leave, read on", "the same where the upstream has drain_seconds", 10, leaving("draining")),
-    Case("readers that stop", "and never read again", 10, deaf),
-    Case("silence told over", "comments before the first event and between two", 5, pinged),
-    Case("malformed requests", "TLS, two lengths, bad chunks, paths with dots, broken JSON", 20, malformed),
+    Case("compressed stream cut", "gzip, FIN or RST at every byte", compressed, 720),
+    Case("servers as they are", "no [DONE], no usage, HTTP/1.0, CR, CRLF, odd error bodies and codes", varied, 960),
+    Case("connections that go stale", "closed after each stream, at once or under the next request", closing, 2040),
+    Case("clients that leave", "waiting or streaming, FIN or RST, at any moment", leaving("up"), 960),
+    Case("clients that leave, read on", "the same where the upstream has drain_seconds", leaving("draining"), 240),
+    Case("readers that stop", "and never read again", deaf, 1000),
+    Case("silence told over", "comments before the first event and between two", pinged, 120),
+    Case("malformed requests", "TLS, two lengths, bad chunks, paths with dots, broken JSON", malformed, 480),
+    Case("unfinished requests", "of which nothing comes behind any byte of head or body", unfinished, 480),
 )

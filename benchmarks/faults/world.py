@@ -135,13 +135,16 @@ class World:
     async def line(self) -> Wire:
         return Wire(*await asyncio.open_connection("127.0.0.1", self.house.port, limit=1 << 16))
 
-    async def raw(self, data: bytes) -> Heard:
-        """Send bytes as they are; what is answered."""
+    async def raw(self, data: bytes, *, ends: bool = False) -> Heard:
+        """Send bytes as they are; what is answered. With `ends`, the connection is waited for to end behind it."""
         line = await self.line()
         self._begun += 1
         line.send(data)
         try:
-            return await hear(line)
+            heard = await hear(line)
+            if ends:
+                heard.is_whole &= await line.reader.read() == b""
+            return heard
         finally:
             line.writer.transport.abort()
 
@@ -215,7 +218,7 @@ def configuration(upstream: Scripted) -> Settings:
         "draining": at(upstream.base_url, limits=free, drain_seconds=0.5),
     }
     models = {"*": Model(upstreams=("up",))} | {name: Model(upstreams=(name,)) for name in upstreams if name != "up"}
-    server = Server(port=0, admin_port=0, ping_seconds=0.1, write_stall_seconds=0.3)
+    server = Server(port=0, admin_port=0, ping_seconds=0.1, write_stall_seconds=0.3, read_seconds=1.0)
     return settings(upstreams, models=models, server=server, retry=Retry(attempts=1), gate=Gate(concurrency=200))
 
 

@@ -18,7 +18,7 @@ from proxy.core.asked import Asked
 from proxy.errors import InvalidRequest, NotFound
 from proxy.plan import Route
 
-NOTED = 100_000  # things; with their ids about 30 MB
+NOTED = 100_000  # things; with their ids 24 MiB
 FOLLOWED = ("previous_response_id", "conversation")  # fields of a response that name what it follows
 STORES = frozenset(
     {
