@@ -46,7 +46,7 @@ def vector(prompt: str, dimensions: int) -> list[float]:
     return [value / length for value in raw]
 
 
-class Form(ABC):
+class Form:
     """How one endpoint writes one answer."""
 
     def __init__(self, ask: Ask, admitted: Admitted, profile: Profile, *, serial: str, created: int) -> None:
@@ -79,10 +79,6 @@ class Form(ABC):
             },
         }
 
-    @property
-    def media_type(self) -> str:
-        return "application/json"
-
     def written(self, words: str) -> str:
         """The text in the mould that was asked for. Of JSON that is cut off the end is missing."""
         mould = self.ask.mould
@@ -92,12 +88,20 @@ class Form(ABC):
     def ending(self) -> str:
         return "" if self.admitted.capped else self.ask.mould.after
 
+
+class WholeForm(Form, ABC):
+    """One that can be given whole."""
+
+    @property
+    def media_type(self) -> str:
+        return "application/json"
+
     @abstractmethod
     def body(self) -> bytes: ...
 
 
-class StreamedForm(Form):
-    """One that can be told piece by piece too, in events unless it says otherwise."""
+class StreamedForm(Form, ABC):
+    """One that can be told piece by piece, in events unless it says otherwise."""
 
     @property
     def stream_type(self) -> str:
@@ -122,7 +126,7 @@ def event(kind: str, **said: object) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **said}))
 
 
-class _Choices(StreamedForm):
+class _Choices(WholeForm, StreamedForm):
     """What chat and completions have in common: numbered choices, usage in a chunk of its own, `[DONE]`."""
 
     prefix: ClassVar[str]
@@ -241,7 +245,7 @@ class Completion(_Choices):
         return self.choice("")
 
 
-class Embedding(Form):
+class Embedding(WholeForm):
     @property
     def output_tokens(self) -> int:
         return 0
@@ -275,7 +279,7 @@ _CATEGORIES = (
 )
 
 
-class Moderation(Form):
+class Moderation(WholeForm):
     """A text is of those categories whose names it holds."""
 
     @property

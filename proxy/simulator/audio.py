@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import msgspec
 
-from proxy.simulator.answers import StreamedForm, event, text
+from proxy.simulator.answers import StreamedForm, WholeForm, event, text
 from proxy.simulator.asks import Ask, BadAsk, decode
 from proxy.simulator.forms import Form
 from proxy.simulator.provider import Size
@@ -62,7 +62,7 @@ def speech(body: bytes) -> Spoken:
 
 
 class Speech(StreamedForm):
-    """Always streamed, as bytes or as events."""
+    """Never given whole, but streamed, as bytes or as events."""
 
     ask: Spoken
 
@@ -80,9 +80,6 @@ class Speech(StreamedForm):
     def closing(self) -> bytes:
         return event("speech.audio.done", usage=self.usage()) if self.ask.in_events else b""
 
-    def body(self) -> bytes:
-        return self.opening() + self.piece(0, text(self.ask.prompts[0], self.admitted.output_tokens)) + self.closing()
-
     def failure(self) -> bytes:
         return super().failure() if self.ask.in_events else b""
 
@@ -97,7 +94,7 @@ def _usage(entered: int, left: int) -> dict[str, object]:
     return {"input_tokens": entered, "output_tokens": left, "total_tokens": entered + left}
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _tone(word: str) -> bytes:
     """A quarter of a second of a low rectangular wave, higher or lower by the word."""
     half = _HERTZ // (150 + hashlib.sha256(word.encode()).digest()[0]) // 2
@@ -105,9 +102,9 @@ def _tone(word: str) -> bytes:
     return wave[:_WORD_SAMPLES].tobytes()
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def _frames(word: str) -> bytes:
-    """The same length of silence: what stands in a frame behind its head is not played, and depends on the word."""
+    """As much silence: what stands in a frame behind its head is not played, and depends on the word."""
     rest = hashlib.shake_128(word.encode()).digest(_MP3_FRAME - len(_MP3_HEAD)).replace(b"\xff", b"\xfe")
     return (_MP3_HEAD + rest) * _WORD_FRAMES
 
@@ -153,7 +150,7 @@ def _heard(form: Form, task: str) -> Heard:
     )
 
 
-class Transcript(StreamedForm):
+class Transcript(WholeForm, StreamedForm):
     ask: Heard
 
     @property

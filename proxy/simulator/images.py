@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from proxy.simulator.answers import StreamedForm, event
+from proxy.simulator.answers import StreamedForm, WholeForm, event
 from proxy.simulator.asks import Ask, BadAsk, decode
 from proxy.simulator.forms import Form
 from proxy.simulator.provider import Size
@@ -93,7 +93,7 @@ def _pixels(said: str) -> tuple[int, int]:
     raise BadAsk(f"Invalid 'size': '{said}'. It is WIDTHxHEIGHT, each up to {_LONGEST}, or auto.")
 
 
-class Picture(StreamedForm):
+class Picture(WholeForm, StreamedForm):
     ask: Painting
 
     def body(self) -> bytes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from proxy.simulator import answers, asks, wording
-from proxy.simulator.answers import StreamedForm, event
+from proxy.simulator.answers import StreamedForm, WholeForm, event
 from proxy.simulator.asks import Ask, Choice, Format, Tool, decode
 from proxy.simulator.mould import Mould
 from proxy.simulator.profile import Profile, Style
@@ -117,7 +117,7 @@ def count(body: bytes) -> Ask:
     return Ask(said.model, (said.prompt,), Size(said.characters))
 
 
-class Message(StreamedForm):
+class Message(WholeForm, StreamedForm):
     """The typed events of /v1/messages: each says its name, the last is `message_stop`."""
 
     def __init__(self, ask: Ask, admitted: Admitted, profile: Profile, *, serial: str, created: int) -> None:

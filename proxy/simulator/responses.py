@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 
 from proxy.simulator import asks
-from proxy.simulator.answers import StreamedForm, event, text
+from proxy.simulator.answers import StreamedForm, WholeForm, event, text
 from proxy.simulator.asks import Ask, BadAsk, Choice, Format, Message, NoSuch, Tool
 from proxy.simulator.profile import Profile
 from proxy.simulator.provider import Admitted, Size
 from proxy.simulator.rooms import Deed, Sent, listed
 
-KEPT_BYTES = 64 << 20  # of stored responses, the oldest of which are forgotten
+KEPT_BYTES = 64 << 20  # of stored responses; those that nobody has asked for the longest are forgotten
 _encode = msgspec.json.encode
 
 
@@ -49,7 +49,7 @@ class Asked(Ask):
     in_background: bool = False
 
 
-class Response(StreamedForm):
+class Response(WholeForm, StreamedForm):
     """Each event of the stream says its name and its number, and no `[DONE]` follows."""
 
     ask: Asked

@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from proxy.simulator import answers, asks, audio, forms, images, messages, realtime, wording
-from proxy.simulator.answers import Form, StreamedForm
+from proxy.simulator.answers import Form, StreamedForm, WholeForm
 from proxy.simulator.asks import Ask, BadAsk
 from proxy.simulator.files import Files
 from proxy.simulator.message_batches import MessageBatches
@@ -166,12 +166,13 @@ class Simulator:
                 return _reset(request)
             if ask.stream and isinstance(form, StreamedForm):
                 return await self._stream(request, form, decision, serial, began)
+            assert isinstance(form, WholeForm)  # what cannot be given whole is always asked for as a stream
             return await self._whole(request, form, decision, serial, began)
         finally:
             provider.leave(decision, loop.time())
 
     async def _whole(
-        self, request: web.Request, form: Form, admitted: Admitted, serial: str, began: float
+        self, request: web.Request, form: WholeForm, admitted: Admitted, serial: str, began: float
     ) -> web.StreamResponse:
         profile = self.provider.profile
         await _until(began + form.seconds)

@@ -161,7 +161,7 @@ async def test_files_and_parts_are_kept_up_to_a_bound(monkeypatch: pytest.Monkey
         await client.files.create(file=b"x" * 10_000, purpose="evals")
 
 
-async def test_the_oldest_responses_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_responses_that_nobody_asks_for_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "KEPT_BYTES", 5000)
     async with speaking() as client:
         made = [await client.responses.create(model="m", input=str(number)) for number in range(6)]
