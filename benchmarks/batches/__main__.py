@@ -31,8 +31,8 @@ def kill(
 @cli.command()
 def large(
     lines: int = 50_000,
-    per_minute: Annotated[int, typer.Option(help="The provider's limit of requests.")] = 9_000,
-    live_seconds: Annotated[float, typer.Option(help="How long live calls are measured, without and beside.")] = 60.0,
+    per_minute: Annotated[int, typer.Option(help="The provider's limit of requests.")] = 12_000,
+    live_seconds: Annotated[float, typer.Option(help="How long live calls are measured, without and beside.")] = 45.0,
 ) -> None:
     """Run one large batch, with live calls beside it for a while; exit 1 if a target was missed."""
     with tempfile.TemporaryDirectory() as directory:

@@ -1,7 +1,7 @@
 """How many items of one caller and model stand before the gate: few, however many there are.
 
 1. Between `AHEAD / 2` and `AHEAD` items wait to be let in, so the gate never starves and never holds a whole batch;
-   what is in flight is bounded by the gate itself.
+   what is in flight is bounded by the gate itself. Where there are many lanes each has fewer, and at least one.
 2. Several batches of a lane take turns.
 3. After a refusal that all others would meet as well (money, a credential, no connection) the lane is paused: one item
    at a time probes, and the first that is answered ends the pause.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 AHEAD = 32  # at 10 ms for a claim, 3,000 items a second
+AHEAD_OF_ALL = 1024  # that all lanes together have before the gate, as long as there are fewer lanes
 PAUSE_SECONDS = (5.0, 60.0)  # before the first probe, and at most before any
 BREATH_SECONDS = 1.0  # after a refusal at the gate
 
@@ -35,13 +36,13 @@ class Lane:
     """
     Args:
         now: the monotonic clock.
-        ahead: most items that may wait, >= 1.
+        ahead: most items that may wait now, >= 1.
 
     Attributes:
         pause: why nothing but a probe is sent; None: all goes on.
     """
 
-    def __init__(self, now: Callable[[], float], ahead: int = AHEAD) -> None:
+    def __init__(self, now: Callable[[], float], ahead: Callable[[], int]) -> None:
         self._now, self._most = now, ahead
         self._ahead = 0
         self._probing = False
@@ -69,7 +70,8 @@ class Lane:
             return 0
         if self.pause is not None:
             return 0 if self._probing else 1
-        return 0 if self._ahead > self._most // 2 else self._most - self._ahead
+        most = self._most()
+        return 0 if self._ahead > most // 2 else most - self._ahead
 
     def leave(self) -> None:
         """An item waits no longer."""

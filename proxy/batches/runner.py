@@ -23,7 +23,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from proxy.batches.handing import GRACE_SECONDS, Handing
 from proxy.batches.inputs import Inputs, Reading
 from proxy.batches.item import Items
-from proxy.batches.lane import Lane, Pause
+from proxy.batches.lane import AHEAD, AHEAD_OF_ALL, Lane, Pause
 from proxy.batches.provider import Provider
 from proxy.batches.store import Item, Store
 from proxy.config import PIPELINE
@@ -127,7 +127,11 @@ class Runner:
             life.call_off()
 
     def lane(self, batch: Batch) -> Lane:
-        return self._lanes.setdefault((batch.owner, batch.model), Lane(self.now))
+        return self._lanes.setdefault((batch.owner, batch.model), Lane(self.now, self._ahead))
+
+    def _ahead(self) -> int:
+        """How many items of a lane may stand before the gate."""
+        return max(1, min(AHEAD, AHEAD_OF_ALL // len(self._lanes)))
 
     def pause(self, batch: Batch) -> Pause | None:
         """Why the batch does not go on; None: it does, or is over."""

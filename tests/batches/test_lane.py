@@ -11,7 +11,7 @@ MONEY = Pause("money", "no credit", 0.0)
 
 
 def lane(ahead=AHEAD):
-    return Lane(loop().time, ahead)
+    return Lane(loop().time, lambda: ahead)
 
 
 async def waits(task):
@@ -29,6 +29,20 @@ async def test_items_are_taken_up_to_a_bound_and_more_when_half_of_them_were_let
     assert await waits(more)
     one.leave()
     assert await more == 4
+
+
+@in_virtual_time
+async def test_where_there_are_more_lanes_each_has_fewer_and_at_least_one():
+    most = 8
+    one = Lane(loop().time, lambda: most)
+    assert await one.room() == 8
+    most = 1
+    more = asyncio.create_task(one.room())
+    for _ in range(7):
+        one.leave()
+    assert await waits(more)
+    one.leave()
+    assert await more == 1
 
 
 @in_virtual_time

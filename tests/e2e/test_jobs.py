@@ -218,11 +218,7 @@ async def test_an_acknowledged_job_outlives_kill_9(tmp_path: Path) -> None:
     prompts = [f"question {number}" for number in range(60)]
     slow = replace(UNEVEN, requests_per_minute=6000, requests_burst=5)
     async with simulating(slow, remember=10_000) as simulator:
-        (tmp_path / "penstock.yaml").write_text(
-            f"server: {{port: 0, admin_port: 0}}\nstate: {{path: {tmp_path}/state}}\n"
-            f'upstreams: {{up: {{base_url: "{simulator.base_url}", api_key: "sk-x"}}}}\n'
-            "models: {m: {upstreams: [up]}}\n"
-        )
+        configured(tmp_path, simulator)
         async with aiohttp.ClientSession() as http:
             process, origin = await started(tmp_path)
             async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
@@ -231,17 +227,52 @@ async def test_an_acknowledged_job_outlives_kill_9(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             await process.communicate()
             process, origin = await started(tmp_path)
-            async with asyncio.timeout(20):
-                while True:
-                    async with http.get(f"{origin}/batch/{job_id}") as answer:
-                        said = await answer.json()
-                    if said["status"] == "completed":
-                        break
-                    await asyncio.sleep(0.05)
+            said = await completed(http, f"{origin}/batch/{job_id}")
             process.send_signal(signal.SIGTERM)
             await process.communicate()
     assert process.returncode == 0
     assert all(result.startswith(f"echo: {prompt}") for prompt, result in zip(prompts, said["results"], strict=True))
+
+
+async def test_a_process_that_is_asked_to_stop_ends_well_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    prompts = [f"question {number}" for number in range(40)]
+    slow = replace(UNEVEN, first_token_seconds=0.2, first_token_sigma=0.0)
+    async with simulating(slow, remember=10_000) as simulator, aiohttp.ClientSession() as http:
+        configured(tmp_path, simulator, gate="{concurrency: 4}")
+        process, origin = await started(tmp_path)
+        async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
+            job_id = (await answer.json())["job_id"]
+        await until(lambda: len(simulator.seen) > 8)
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        assert process.returncode == 0
+        assert len(simulator.seen) < len(prompts)
+        process, origin = await started(tmp_path)
+        said = await completed(http, f"{origin}/batch/{job_id}")
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    assert process.returncode == 0
+    assert all(result.startswith(f"echo: {prompt}") for prompt, result in zip(prompts, said["results"], strict=True))
+    assert len(simulator.seen) == len(prompts)  # what was sent had ended, so nothing is asked twice
+
+
+def configured(folder: Path, simulator: Simulator, gate: str = "{}") -> None:
+    (folder / "penstock.yaml").write_text(
+        f"server: {{port: 0, admin_port: 0}}\nstate: {{path: {folder}/state}}\ngate: {gate}\n"
+        f'upstreams: {{up: {{base_url: "{simulator.base_url}", api_key: "sk-x"}}}}\n'
+        "models: {m: {upstreams: [up]}}\n"
+    )
+
+
+async def completed(http: aiohttp.ClientSession, url: str) -> Any:
+    """A job, once it is completed."""
+    async with asyncio.timeout(20):
+        while True:
+            async with http.get(url) as answer:
+                said = await answer.json()
+            if said["status"] == "completed":
+                return said
+            await asyncio.sleep(0.05)
 
 
 async def started(folder: Path) -> tuple[asyncio.subprocess.Process, str]:

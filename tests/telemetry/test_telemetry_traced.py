@@ -301,6 +301,24 @@ async def test_a_trace_of_its_own_is_begun_for_who_brings_none(collector, tmp_pa
     assert "tracestate" not in seen.headers
 
 
+async def test_what_is_done_later_for_a_request_is_a_trace_of_its_own_that_links_to_it(collector, tmp_path):
+    async with fronting(profiles.INSTANT, tmp_path, state={"path": str(tmp_path / "state")}) as (_, gateway):
+        prompts = {"prompts": ["one", "two"], "model": MODEL}
+        async with gateway.http.post(f"{gateway.origin}/batch", json=prompts, headers=gateway.headers()) as answer:
+            job_id = (await answer.json())["job_id"]
+        status = ""
+        while status != "completed":
+            async with gateway.http.get(f"{gateway.origin}/batch/{job_id}", headers=gateway.headers()) as answer:
+                status = (await answer.json())["status"]
+        await gateway.ended()
+    submitted, items = collector.one("POST /batch"), collector.named(ROOT)
+    assert len(items) == 2
+    for item in items:
+        (link,) = item.links
+        assert (link.trace_id, link.span_id) == (submitted.trace_id, submitted.span_id)
+        assert item.trace_id != submitted.trace_id
+
+
 async def test_server_timing_and_the_request_id_are_always_answered(tmp_path):
     async with fronting(profiles.INSTANT, tmp_path) as (_, gateway):
         for headers, status in ((gateway.headers(x_request_id="mine-1"), 200), ({"x-request-id": "mine-1"}, 401)):
