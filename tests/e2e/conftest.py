@@ -17,7 +17,7 @@ from tests.e2e.running import House, at, serving, settings
 from tests.e2e.scripted import Scripted, scripted
 
 HERE = Path(__file__).parent
-TEST_SECONDS = 20.0
+TEST_SECONDS = 40.0
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

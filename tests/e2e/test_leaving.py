@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_while_it_sends_its_body_is_counted_and_forgo
 
 # ── the storm ──
 
-CALLS = 1_000
+CALLS = 2_000
 AT_A_TIME = 200
 TROUBLED = replace(
     profiles.INSTANT,
