@@ -353,6 +353,7 @@ _ASCTIME = re.compile(r"[A-Za-z]{3} ([A-Za-z]{3}) ([ \d]\d) (\d\d):(\d\d):(\d\d)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
+@lru_cache(maxsize=4096)  # limits stay the same, and what is left of them repeats
 def _number(said: str | None) -> float | None:
     if said is None or len(said) > 40:
         return None

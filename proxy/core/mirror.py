@@ -46,7 +46,7 @@ SPAN = 2.0  # times its doubt, that a difference between two answers must be to 
 PACE = 1.0  # of the limit, at which calls leave after a refusal
 PACE_GROWTH = 2.0  # times the rate of the last minute, if that is less: the limit may be told wrong
 PACED_SECONDS = 60.0
-SPREAD_SECONDS = 5.0  # over which a full bucket of tokens is drained at the quickest ...
+SPREAD_SECONDS = 5.0  # over which a full bucket of tokens is drained at the quickest, beside what flows back ...
 SPREAD_CALLS = 8.0  # ... but for so many calls at once
 SPREAD_SHARE = 0.02  # ... or this much of it
 
@@ -112,7 +112,10 @@ class Mirror:
 
     def wait(self, x: Features, now: float) -> float:
         """Seconds until a call fits, with the margin beside it."""
-        level, cost, seconds = self.level(now), self.cost(x), 0.0
+        level, seconds = self._reckoned(now), 0.0
+        if level > self.burst:
+            level = self.burst
+        cost = 1.0 if self._charge is None else self._charge.of(x)
         if level < cost + MARGIN_MAX * self.burst:  # else there is room, whatever the margin
             if self._margin is None:
                 self._margin = self._reckon_margin(now)
@@ -134,17 +137,18 @@ class Mirror:
 
     def take(self, x: Features, now: float) -> None:
         """A call leaves; before it is written into the journal."""
-        if self._reckoned(now) > self.burst:
-            self._refer(self.burst, now)  # it was full; what would have flowed in is lost
+        burst, charge = self.burst, self._charge
+        if self._reckoned(now) > burst:
+            self._refer(burst, now)  # it was full; what would have flowed in is lost
         self._margin = None
-        cost = self.cost(x)
+        cost = 1.0 if charge is None else charge.of(x)
         if self._pace is not None:
             self._pace.take(cost, now)
-        if self._charge is not None:
+        if charge is not None:
             self._spent = self._charged() + cost
-            rate = max(PACE * self.rate, self.burst / SPREAD_SECONDS)
-            self._drained_at = max(now, self._drained_at) + cost / rate
-            self._ahead = max(SPREAD_CALLS * cost, SPREAD_SHARE * self.burst) / rate
+            rate = self.rate + burst / SPREAD_SECONDS
+            self._drained_at = (now if now > self._drained_at else self._drained_at) + cost / rate
+            self._ahead = max(SPREAD_CALLS * cost, SPREAD_SHARE * burst) / rate
 
     def read(self, reading: Reading, mark: Mark, now: float, *, refused: bool = False) -> bool:
         """Correct by an answer; True where the limit itself changed."""
@@ -219,7 +223,8 @@ class Mirror:
 
     def _reckoned(self, now: float) -> float:
         """The level, were there no brim."""
-        return self._ref_level + self._flow * (now - self._ref_at) - self._charged()
+        spent = self._spent if self._spent is not None else self._charged()
+        return self._ref_level + (self.rate - self._others) * (now - self._ref_at) - spent
 
     def _charged(self) -> float:
         """Units charged for the calls since the reference."""

@@ -183,6 +183,25 @@ def test_a_full_bucket_of_tokens_is_not_drained_in_one_instant():  # rule 5
     assert mirror.wait(CALL, 1.0) < 0.1
 
 
+def test_a_full_bucket_is_drained_beside_what_flows_back():  # rule 5
+    small, journal = features(20.0, None), Journal()
+    mirror = Mirror(reading(10_100.0, 10_100.0, 10.0, Kind.TOKENS), journal.write(small, 0.0), journal, 0.0)
+    for number in range(1, 400):  # what flows back, until it knows what a call is charged
+        at = 20.0 / 1_010.0 * number
+        mirror.take(small, at)
+        mirror.read(reading(10_100.0, 9_700.0, 10.0, Kind.TOKENS), journal.write(small, at), at)
+    now = began = 10.0
+    sent = 0.0
+    while now < began + 5.0:
+        if (wait := mirror.wait(small, now)) > 0.0:
+            now += wait
+            continue
+        mirror.take(small, now)
+        journal.write(small, now)
+        sent += 20.0
+    assert sent >= 1_010.0 * 5.0 + 0.6 * 10_100.0
+
+
 def test_after_a_refusal_calls_leave_one_by_one_at_the_limits_pace():  # rule 6
     journal = Journal()
     mirror = Mirror(reading(600.0, 600.0), journal.write(CALL, 0.0), journal, 0.0)
