@@ -9,11 +9,19 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.pages import batches, cost, gate, overview, process, streaming
+from grafana.pages import batches, cost, gate, overview, pipelines, process, streaming
 from grafana.panels import Page, assembled
 
 DASHBOARDS = Path(__file__).parent / "dashboards"
-PAGES: tuple[Page, ...] = (overview.PAGE, gate.PAGE, streaming.PAGE, cost.PAGE, process.PAGE, batches.PAGE)
+PAGES: tuple[Page, ...] = (
+    overview.PAGE,
+    gate.PAGE,
+    streaming.PAGE,
+    cost.PAGE,
+    process.PAGE,
+    batches.PAGE,
+    pipelines.PAGE,
+)
 
 
 def written(page: Page) -> str:

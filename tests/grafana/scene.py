@@ -79,11 +79,22 @@ def configured(main: Simulator, flaky: Simulator, broke: Simulator, local: Simul
     return settings(
         upstreams,
         models=models,
+        pipelines={"digest": DIGEST},
         gate=Gate(concurrency=200, queue_limit=8),
         callers={alias: Secret(key) for alias, key in KEYS.items()},
         retry=Retry(attempts=2, base_seconds=0.02, cap_seconds=0.1),
         telemetry={"trace_ratio": 1.0, "per_caller": True},
     )
+
+
+DIGEST: dict[str, Any] = {  # its first step never fails, the others do now and then
+    "steps": {
+        "extract": {"model": "priced", "prompt": "Facts in: {input}"},
+        "doubt": {"model": "flaky", "prompt": "What is wrong in: {steps.extract}", "on_error": "skip"},
+        "weigh": {"model": "flaky", "prompt": "Weigh: {steps.doubt}", "on_error": {"fallback": "priced"}},
+        "sum": {"model": "flaky", "prompt": "Sum up: {steps.weigh}"},
+    }
+}
 
 
 class Load:
@@ -112,7 +123,7 @@ class Load:
 
     def _mix(self) -> Iterator[Any]:
         self._turn += 1
-        for model in ("priced", "unpriced", "guarded", "flaky", "dead", "broke"):
+        for model in ("priced", "unpriced", "guarded", "flaky", "dead", "broke", "pipeline/digest"):
             yield self.ask(model)
             yield self.ask(model, stream=True)
         yield from (self.ask("flaky", stream=True) for _ in range(3))
