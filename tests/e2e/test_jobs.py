@@ -220,17 +220,12 @@ async def test_an_acknowledged_job_outlives_kill_9(tmp_path: Path) -> None:
     async with simulating(slow, remember=10_000) as simulator:
         configured(tmp_path, simulator)
         async with aiohttp.ClientSession() as http:
-            process, origin = await started(tmp_path)
-            async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
-                job_id = (await answer.json())["job_id"]
-            await until(lambda: len(simulator.seen) > 20)
-            process.send_signal(signal.SIGKILL)
-            await process.communicate()
-            process, origin = await started(tmp_path)
-            said = await completed(http, f"{origin}/batch/{job_id}")
-            process.send_signal(signal.SIGTERM)
-            await process.communicate()
-    assert process.returncode == 0
+            async with alone(tmp_path, signal.SIGKILL) as origin:
+                async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
+                    job_id = (await answer.json())["job_id"]
+                await until(lambda: len(simulator.seen) > 20)
+            async with alone(tmp_path) as origin:
+                said = await completed(http, f"{origin}/batch/{job_id}")
     assert all(result.startswith(f"echo: {prompt}") for prompt, result in zip(prompts, said["results"], strict=True))
 
 
@@ -239,19 +234,13 @@ async def test_a_process_that_is_asked_to_stop_ends_well_and_the_next_one_goes_o
     slow = replace(UNEVEN, first_token_seconds=0.2, first_token_sigma=0.0)
     async with simulating(slow, remember=10_000) as simulator, aiohttp.ClientSession() as http:
         configured(tmp_path, simulator, gate="{concurrency: 4}")
-        process, origin = await started(tmp_path)
-        async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
-            job_id = (await answer.json())["job_id"]
-        await until(lambda: len(simulator.seen) > 8)
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-        assert process.returncode == 0
+        async with alone(tmp_path) as origin:
+            async with http.post(f"{origin}/batch", json={"prompts": prompts}) as answer:
+                job_id = (await answer.json())["job_id"]
+            await until(lambda: len(simulator.seen) > 8)
         assert len(simulator.seen) < len(prompts)
-        process, origin = await started(tmp_path)
-        said = await completed(http, f"{origin}/batch/{job_id}")
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-    assert process.returncode == 0
+        async with alone(tmp_path) as origin:
+            said = await completed(http, f"{origin}/batch/{job_id}")
     assert all(result.startswith(f"echo: {prompt}") for prompt, result in zip(prompts, said["results"], strict=True))
     assert len(simulator.seen) == len(prompts)  # what was sent had ended, so nothing is asked twice
 
@@ -275,8 +264,9 @@ async def completed(http: aiohttp.ClientSession, url: str) -> Any:
             await asyncio.sleep(0.05)
 
 
-async def started(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
-    """`penstock serve`, and its address once it listens."""
+@asynccontextmanager
+async def alone(folder: Path, ended_by: signal.Signals = signal.SIGTERM) -> AsyncIterator[str]:
+    """`penstock serve` in a process of its own, and its address; ended with the block, by this signal."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy", "serve", "-c", "penstock.yaml"),
         cwd=folder,
@@ -285,8 +275,15 @@ async def started(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(30):
-        while line := (await process.stderr.readline()).decode():
-            if "base_url = " in line:
-                return process, line.split("base_url = ")[1].strip().removesuffix("/v1")
-    raise AssertionError("it did not start")
+    try:
+        lines = [(await process.stderr.readline()).decode()]
+        while "base_url = " not in lines[-1]:
+            assert lines[-1], "".join(lines)
+            lines.append((await process.stderr.readline()).decode())
+        yield lines[-1].split("base_url = ")[1].strip().removesuffix("/v1")
+        process.send_signal(ended_by)
+        await process.communicate()
+        assert process.returncode == (0 if ended_by is signal.SIGTERM else -ended_by)
+    finally:
+        if process.returncode is None:
+            process.kill()

@@ -356,7 +356,7 @@ async def test_an_error_names_the_step_and_keeps_what_the_earlier_ones_gave(upst
 
 async def test_of_several_items_one_that_fails_in_the_second_stage_keeps_its_error_and_the_others_go_on() -> None:
     steps = {name: dict(said) for name, said in DIGEST.items()}
-    steps["analyse"] |= {"output": {"type": "object"}, "when": {"value": "{input}", "contains": "bad"}}
+    steps["analyse"] |= {"map": "{steps.extract}", "when": {"value": "{input}", "contains": "bad"}}  # which is no list
     async with echoed(steps) as (house, _):
         texts = [f"item {number}" if number != 4 else "bad item" for number in range(9)]
         answers = await asyncio.gather(*(house.ask(asked(said)) for said in texts))
@@ -506,6 +506,26 @@ async def test_the_service_of_small_jobs_takes_a_pipeline_for_a_model(upstream: 
     async with piped(DIGEST, upstream.base_url) as house:
         told = await house.ask({"prompt": "hello", "model": "pipeline/digest"}, "/complete")
         assert (told.status, told.json) == (200, {"result": "sum"})
+
+
+async def test_a_socket_for_prompts_takes_a_pipeline_for_a_model(upstream: Scripted) -> None:
+    upstream.plays(says("facts"), says("analysis"), stream(words("so "), words("it is", "stop"), DONE))
+    async with piped(DIGEST, upstream.base_url) as house, house.http.ws_connect(f"{house.origin}/stream") as socket:
+        await socket.send_json({"prompt": "hello", "model": "pipeline/digest"})
+        said = []
+        async with asyncio.timeout(5):
+            while "done" not in (message := await socket.receive_json()):
+                said.append(message["token"])
+        assert "".join(said) == "so it is"
+        assert message["finish_reason"] == "stop"
+
+
+async def test_a_step_whose_model_is_gone_at_its_upstream_says_which(upstream: Scripted) -> None:
+    upstream.plays(says("facts"), refusal(404, "model_not_found", "invalid_request_error", "The model `m` is gone"))
+    async with piped(DIGEST, upstream.base_url) as house:
+        told = await house.ask(asked())
+        assert (told.status, told.error["code"], told.error["step"]) == (404, "model_not_found", "analyse")
+        assert told.error["completed_steps"] == {"extract": "facts"}
 
 
 # ── what is counted ──

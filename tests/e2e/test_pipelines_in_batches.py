@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from openai import AsyncOpenAI
 
 from proxy.config import Limits, State
@@ -17,6 +19,7 @@ from proxy.simulator import serving as simulating
 from tests.e2e.running import House, at, serving, settings, until
 from tests.e2e.scripted import Act, Scripted, answer
 from tests.e2e.test_batches import ended, jsonl, lines, request, submit
+from tests.e2e.test_jobs import alone, completed
 
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "extract": {"model": "m", "prompt": "1 {input}"},
@@ -24,9 +27,14 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
         "model": "m",
         "prompt": "2 {steps.extract}",
         "when": {"value": "{input}", "contains": "bad"},
-        "output": {"type": "object"},
+        "map": "{steps.extract}",  # which is no list
     },
     "summarise": {"model": "m", "prompt": "3 {steps.extract}", "max_tokens": 1},
+}
+MAPPED: Mapping[str, Mapping[str, Any]] = {
+    "extract": {"model": "m", "prompt": "1 {input}"},
+    "each": {"model": "m", "prompt": "2 {item}", "map": {"over": "{steps.extract}", "concurrency": 1}},
+    "summarise": {"model": "m", "prompt": "3 {steps.each}"},
 }
 
 
@@ -46,6 +54,10 @@ def says(words: str) -> list[Any]:
     message = {"role": "assistant", "content": words}
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     return answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
+
+
+def prompts(upstream: Scripted) -> list[str]:
+    return [json.loads(exchange.body)["messages"][0]["content"] for exchange in upstream.exchanges]
 
 
 async def test_an_item_that_fails_in_its_second_stage_fails_alone_and_the_order_holds(tmp_path: Path) -> None:
@@ -74,29 +86,62 @@ async def test_an_item_that_fails_in_its_second_stage_fails_alone_and_the_order_
         assert batch.usage.output_tokens == 14  # two calls of each item that was done
 
 
-async def test_steps_that_have_ended_are_not_paid_again_when_the_process_has_gone(
+async def test_items_overlap_between_the_stages(tmp_path: Path) -> None:
+    steps = {
+        "extract": {"model": "m", "prompt": "1 {input}", "concurrency": 1},
+        "summarise": {"model": "m", "prompt": "2 {steps.extract}", "concurrency": 1},
+    }
+    slow = replace(profiles.INSTANT, first_token_seconds=0.02, output_tokens=1)
+    async with (
+        simulating(slow, remember=100) as provider,
+        through(provider.base_url, tmp_path, steps) as (_, client),
+    ):
+        items = [item(number, f"text {number}") for number in range(8)]
+        batch = await ended(client, await submit(client, jsonl(items)))
+        assert batch.status == "completed"
+        sent = "".join(json.loads(seen.body)["messages"][0]["content"][0] for seen in provider.seen)
+        assert sent.index("2") < sent.rindex("1")  # the second is extracted while the first is summed up
+        assert sorted(sent) == sorted("12" * 8)
+        assert provider.provider.stats.peak_in_flight == 2
+
+
+async def test_steps_that_have_ended_are_not_paid_again_after_kill_9(upstream: Scripted, tmp_path: Path) -> None:
+    (tmp_path / "penstock.yaml").write_text(
+        f"server: {{port: 0, admin_port: 0}}\nstate: {{path: {tmp_path}/state}}\n"
+        f'upstreams: {{up: {{base_url: "{upstream.base_url}", api_key: "sk-x", limits: {{learn: false}}}}}}\n'
+        f"models: {{m: {{upstreams: [up]}}}}\npipelines: {{digest: {{steps: {json.dumps(MAPPED)}}}}}\n"
+    )
+    upstream.plays(says('["a", "b"]'), says("A"), [Act.SILENCE])
+    async with aiohttp.ClientSession() as http:
+        async with alone(tmp_path, signal.SIGKILL) as origin:
+            asked = {"prompts": ["text"], "model": "pipeline/digest"}
+            async with http.post(f"{origin}/batch", json=asked) as said:
+                job_id = (await said.json())["job_id"]
+            await upstream.exchange(2)
+        upstream.plays(says("B"), says("sum"))
+        async with alone(tmp_path) as origin:
+            job = await completed(http, f"{origin}/batch/{job_id}")
+    assert job["results"] == ["sum"]
+    assert prompts(upstream) == ["1 text", "2 a", "2 b", "2 b", '3 ["A", "B"]']  # what was cut off, and nothing else
+
+
+async def test_steps_that_have_ended_are_not_paid_again_when_the_process_was_stopped(
     upstream: Scripted, tmp_path: Path
 ) -> None:
-    steps = {
-        "extract": {"model": "m", "prompt": "1 {input}"},
-        "each": {"model": "m", "prompt": "2 {item}", "map": {"over": "{steps.extract}", "concurrency": 1}},
-        "summarise": {"model": "m", "prompt": "3 {steps.each}"},
-    }
     upstream.plays(says('["a", "b"]'), says("A"), [Act.SILENCE])
-    async with through(upstream.base_url, tmp_path, steps) as (_, client):
+    async with through(upstream.base_url, tmp_path, MAPPED) as (_, client):
         batch = await submit(client, jsonl([item(1, "text")]))
         await upstream.exchange(2)
     await until(lambda: not upstream.in_flight)
     upstream.plays(says("B"), says("sum"))
-    async with through(upstream.base_url, tmp_path, steps) as (_, client):
+    async with through(upstream.base_url, tmp_path, MAPPED) as (_, client):
         batch = await ended(client, batch)
         (done,) = await lines(client, batch.output_file_id)
     assert done["response"]["body"]["choices"][0]["message"]["content"] == "sum"
     assert (
         done["response"]["body"]["usage"]["total_tokens"] == 20
     )  # four that were answered; what was cut off told none
-    prompts = [json.loads(exchange.body)["messages"][0]["content"] for exchange in upstream.exchanges]
-    assert prompts == ["1 text", "2 a", "2 b", "2 b", '3 ["A", "B"]']
+    assert prompts(upstream) == ["1 text", "2 a", "2 b", "2 b", '3 ["A", "B"]']
 
 
 async def test_a_pipeline_that_is_unknown_fails_its_batch_at_once(upstream: Scripted, tmp_path: Path) -> None:

@@ -328,3 +328,36 @@ async def test_server_timing_and_the_request_id_are_always_answered(tmp_path):
                 parts = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
                 assert parts.keys() == {"queue", "backoff", "upstream", "ttft", "overhead"}
                 assert all(float(part) >= 0 for part in parts.values())
+
+
+async def test_a_pipeline(collector, attributes_of, tmp_path):
+    """Its steps stand below it, each with its own call; so do those that it is mapped over."""
+    steps = {
+        "extract": {"model": MODEL, "prompt": "Facts in {input}"},
+        "sum": {"model": MODEL, "prompt": "Sum up {steps.extract}"},
+    }
+    async with fronting(profiles.INSTANT, tmp_path, pipelines={"digest": {"steps": steps}}) as (_, gateway):
+        status, _ = await gateway.ask(model="pipeline/digest")
+        await gateway.ended()
+        lines = gateway.lines()
+    assert status == 200
+    below = [(2, OPERATION), (3, "POST")]
+    assert [span for span in collector.tree() if "pipeline" not in span[1]] == [
+        (0, ROOT),
+        (1, "step extract"),
+        *below,
+        (1, "step sum"),
+        *below,
+    ]
+    _check(collector)
+    step = attributes_of(collector.one("step sum"))
+    assert (step["penstock.pipeline"], step["penstock.step"]) == ("digest", "sum")
+    assert collector.one("step sum").kind == Span.SPAN_KIND_INTERNAL
+    assert [(line["event"], line.get("step", "")) for line in lines] == [
+        ("step", "digest/extract"),
+        ("step", "digest/sum"),
+        ("request", ""),
+    ]
+    assert len({line["trace_id"] for line in lines}) == 1
+    costs = [line["cost_usd"] for line in lines]
+    assert costs[-1] == pytest.approx(sum(costs[:-1])) == attributes_of(collector.one(ROOT))["penstock.cost_usd"]
