@@ -45,9 +45,17 @@ NAMES = (
 
 
 @asynccontextmanager
-async def gateway(base_url: str) -> AsyncIterator[str]:
-    """A gateway in front of this provider; its address for clients."""
+async def gateway(base_url: str, *, bounded: bool = True) -> AsyncIterator[str]:
+    """A gateway in front of this provider; its address for clients.
+
+    Args:
+        bounded: whether the pipeline's steps have bounds of their own, beside the provider's limits.
+    """
     key = Secret("any")
+    steps = {
+        name: {word: said for word, said in step.items() if bounded or word != "concurrency"}
+        for name, step in three_stages.PIPELINE.items()
+    }
     with tempfile.TemporaryDirectory() as state:
         said = Settings(
             server=Server(port=0, admin_port=0),
@@ -56,7 +64,7 @@ async def gateway(base_url: str) -> AsyncIterator[str]:
                 "anthropic": Upstream(base_url=base_url, api_key=key, dialect="anthropic"),
             },
             models={"*": Model(upstreams=("openai",)), "claude-*": Model(upstreams=("anthropic",))},
-            pipelines={"digest": {"steps": three_stages.PIPELINE}},  # type: ignore[dict-item]
+            pipelines={"digest": {"steps": steps}},  # type: ignore[dict-item]
             state=State(path=state),
         )
         async with Gateway(said) as running:
