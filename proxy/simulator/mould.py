@@ -15,6 +15,7 @@ import msgspec
 _ROOM = "\ue000"  # stands where the text goes; no schema of sense holds this character
 _DEEP = 6  # from here on nothing is told that may be left out, so that a recursive schema has an end
 _TOO_DEEP = 40
+_LARGEST = 100_000  # values and characters of what fits
 _FORMATS = {
     "date-time": "2026-01-01T00:00:00Z",
     "date": "2026-01-01",
@@ -52,7 +53,8 @@ ANY_JSON = Mould('{"text":"', '"}', is_json=True)
 def fitting(schema: Mapping[str, Any]) -> Mould:
     """
     Raises:
-        ValueError: nothing fits that has an end, or a `$ref` leads nowhere.
+        ValueError: nothing fits that has an end, only what is too large, or a `$ref` leads nowhere.
+        TypeError, AttributeError: it is no schema.
     """
     whole = msgspec.json.encode(_Filling(schema).value(schema, 0)).decode()
     before, room, after = whole.partition(_ROOM)
@@ -65,8 +67,10 @@ class _Filling:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._has_room = False
+        self._size = 0
 
     def value(self, schema: Mapping[str, Any], depth: int) -> object:
+        self._grow(1)
         if depth > _TOO_DEEP:
             raise ValueError("nothing fits the schema that has an end")
         if "$ref" in schema:
@@ -74,11 +78,11 @@ class _Filling:
         if "const" in schema:
             return schema["const"]
         if "enum" in schema:
-            return _first(schema["enum"])
+            return _first(schema["enum"], None)
         if kinds := schema.get("anyOf") or schema.get("oneOf"):
             return self.value(_null_last(kinds)[-1 if depth > _DEEP else 0], depth + 1)
         kind = schema.get("type", "object" if "properties" in schema else "string")
-        kind = _first(kind) if isinstance(kind, list) else kind
+        kind = _first(kind, "null") if isinstance(kind, list) else kind
         match kind:
             case "object":
                 return self._object(schema, depth)
@@ -101,9 +105,16 @@ class _Filling:
         if "format" in schema:
             return _FORMATS.get(schema["format"], "")
         if self._has_room or "maxLength" in schema or "pattern" in schema:
-            return "a" * int(schema.get("minLength", 0))
+            length = int(schema.get("minLength", 0))
+            self._grow(length)
+            return "a" * length
         self._has_room = True
         return _ROOM
+
+    def _grow(self, by: int) -> None:
+        self._size += by
+        if self._size > _LARGEST:
+            raise ValueError("what fits the schema is too large")
 
     def _resolved(self, reference: str) -> Mapping[str, Any]:
         found: Any = self._root
@@ -116,9 +127,9 @@ class _Filling:
         return found
 
 
-def _first(values: Sequence[Any]) -> Any:
-    """The first that is not null; null, where there is nothing else."""
-    return next((value for value in values if value not in (None, "null")), values[0] if values else None)
+def _first(values: Sequence[Any], null: Any) -> Any:
+    """The first that is not `null`; that one, where there is nothing else."""
+    return next((value for value in values if value != null), null)
 
 
 def _null_last(kinds: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
