@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from mimetypes import guess_type
+from typing import Annotated
 
 import msgspec
 
@@ -57,7 +58,7 @@ class _File:
 
 
 class _Beginning(msgspec.Struct):
-    bytes: int
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
     filename: str
     mime_type: str
     purpose: str

@@ -8,12 +8,14 @@ import wave
 import zlib
 from base64 import b64decode
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import AsyncOpenAI
 
 from proxy.simulator import files, forms, profiles, responses, serving
@@ -86,6 +88,11 @@ async def test_speech_is_as_long_as_its_words_and_depends_on_them_alone() -> Non
         (lambda client: client.images.generate(prompt="x", output_format="webp"), "paints png"),
         (lambda client: client.images.edit(prompt="x", image=b"png", n=11), "Invalid request"),
         (lambda client: client.images.edit(prompt="", image=b"png"), "'prompt'"),
+        (lambda client: client.images.edit(prompt="x", image=b"png", n="many"), "Invalid request"),
+        (
+            lambda client: client.uploads.create(bytes=-1, filename="a", mime_type="b", purpose="evals"),
+            "Invalid request",
+        ),
         (
             lambda client: client.audio.speech.create(model="m", input="x", voice="v", response_format="opus"),
             "speaks mp3, wav, pcm",
@@ -132,6 +139,29 @@ FORM = "multipart/form-data; boundary=b"
 def test_a_form_that_is_none_is_told(kind: str, body: bytes, says: str) -> None:
     with pytest.raises(BadAsk, match=says):
         forms.read(body, kind).file("file")
+
+
+PIECES = st.sampled_from(
+    [
+        b"--b",
+        b"--b--",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"Content-Disposition: form-data; name=file",
+        b'; filename="',
+        b'"',
+        b"\xff",
+        b"n",
+    ]
+)
+KINDS = st.just(FORM) | st.text('multipart/form-data; boundary=b"\n\0é', max_size=40)
+
+
+@given(parts=st.lists(PIECES, max_size=12), kind=KINDS)
+def test_whatever_is_said_to_be_a_form_is_read_or_refused(parts: list[bytes], kind: str) -> None:
+    with suppress(BadAsk):
+        form = forms.read(b"".join(parts), kind)
+        assert all(file.content in b"".join(parts) for found in form.files.values() for file in found)
 
 
 async def test_an_answer_that_is_cut_off_is_no_whole_json() -> None:
