@@ -36,6 +36,7 @@ NAMES = (
     "gather",
     "semaphore",
     "streaming",
+    "parallel_streams",
     "retry",
     "three_stages",
     "batch_service",

@@ -8,7 +8,7 @@ from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 
 from examples.asking import Answers, prompts
 
-COUNT = 60
+COUNT = 40
 MODEL = "claude-sonnet-5"
 
 

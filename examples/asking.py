@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -24,3 +24,11 @@ def prompts(count: int) -> list[str]:
 async def ask(openai: AsyncOpenAI, prompt: str, model: str = MODEL) -> str:
     answer = await openai.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}])
     return answer.choices[0].message.content or ""
+
+
+async def words(openai: AsyncOpenAI, prompt: str) -> AsyncIterator[str]:
+    """The answer as it comes."""
+    asked = openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": prompt}], stream=True)
+    async for chunk in await asked:
+        if chunk.choices and chunk.choices[0].delta.content:
+            yield chunk.choices[0].delta.content

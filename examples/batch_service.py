@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, field
 
+import aiohttp
 from openai import AsyncOpenAI
 
 from examples.asking import MODEL, Answers, ask, client, prompts
@@ -45,26 +45,13 @@ async def copied(base_url: str) -> Answers:
 
 async def through(base_url: str) -> Answers:
     """The gateway keeps the job: it outlives the program, the process and the machine's restart."""
-    lines = [
-        {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": _body(prompt)}
-        for number, prompt in enumerate(prompts(COUNT))
-    ]
-    async with client(base_url) as openai:
-        content = "\n".join(map(json.dumps, lines)).encode()
-        file = await openai.files.create(file=("in.jsonl", content), purpose="batch")
-        batch = await openai.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
-        )
-        while batch.status not in ("completed", "failed", "expired", "cancelled"):
+    service = base_url.removesuffix("/v1")
+    async with aiohttp.ClientSession() as http:
+        async with http.post(f"{service}/batch", json={"prompts": prompts(COUNT), "model": MODEL}) as answer:
+            job = await answer.json()
+        while job.get("status") != "completed":
             await asyncio.sleep(POLL_SECONDS)
-            batch = await openai.batches.retrieve(batch.id)
-        output = (await openai.files.content(batch.output_file_id or "")).text
-        return [_text(json.loads(line)["response"]["body"]) for line in output.splitlines()]
-
-
-def _body(prompt: str) -> dict[str, object]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": prompt}]}
-
-
-def _text(body: dict[str, list[dict[str, dict[str, str]]]]) -> str:
-    return body["choices"][0]["message"]["content"]
+            async with http.get(f"{service}/batch/{job['job_id']}") as answer:
+                job = await answer.json()
+        results: list[str] = job["results"]
+        return results

@@ -6,7 +6,7 @@ import asyncio
 
 from examples.asking import Answers, ask, client, prompts
 
-COUNT = 100
+COUNT = 60
 
 
 async def copied(base_url: str) -> Answers:

@@ -10,7 +10,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from examples.asking import Answers, ask, client, prompts
 
-COUNT = 100
+COUNT = 60
 UNIT_SECONDS = 1.0  # of the first pause
 
 
