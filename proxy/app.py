@@ -120,7 +120,7 @@ class Gateway:
         others = {dialect: passthrough.endpoints(calls, stored, dialect) for dialect in (OPENAI, ANTHROPIC)}
         endpoints = {
             OPENAI: others[OPENAI] | openai.endpoints(calls, stored) | realtime.endpoints(calls) | kept,
-            ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay, stored),
+            ANTHROPIC: others[ANTHROPIC] | anthropic.endpoints(self._relay, stored, self._batches, self.telemetry),
         }
         self._streams = Streams(settings.server.ping_seconds, settings.server.write_stall_seconds)
         self._edge = Edge(lambda: self.plan, endpoints, self.telemetry, self._streams, now)

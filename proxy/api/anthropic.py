@@ -6,30 +6,30 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
-from proxy.api import models, passthrough
+from proxy.api import message_batches, models, passthrough
 from proxy.api.answering import HttpAnswer
 from proxy.api.calling import creating
 from proxy.api.dialects import ANTHROPIC
 from proxy.api.edge import Endpoint, Visit
 from proxy.api.stored import Stored
+from proxy.batches import Batches
 from proxy.errors import GatewayError, InvalidRequest
 from proxy.plan import Plan
 from proxy.relay import Runs
+from proxy.telemetry import Telemetry
 
-BATCHES = "/v1/messages/batches"
 PAGE = 20  # models in one list, where the client does not say
 PAGE_MAX = 1000
 _RESULTS_URL = re.compile(rb'("results_url"\s*:\s*")[^"]*(/messages/batches/[^"/]+/results")')
 
 
-def endpoints(relay: Runs, stored: Stored) -> dict[str, Endpoint]:
+def endpoints(relay: Runs, stored: Stored, batches: Batches, telemetry: Telemetry) -> dict[str, Endpoint]:
     """By path, for the edge."""
     passed = dict.fromkeys(passthrough.METHODS, passthrough.handler(relay, stored, ANTHROPIC, _Readdressed))
     return {
         **creating(relay, ANTHROPIC, "messages", "/v1/messages"),
         **creating(relay, ANTHROPIC, "count_tokens", "/v1/messages/count_tokens", is_charged=False),
-        BATCHES: Endpoint("message_batches", BATCHES, passed),
-        f"{BATCHES}/": Endpoint("message_batches", f"{BATCHES}/{{path}}", passed),
+        **message_batches.endpoints(batches, telemetry, passed),
         **models.endpoints(relay, stored, ANTHROPIC, _listed, _described),
     }
 

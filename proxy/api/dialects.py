@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from proxy.core.headers import ANTHROPIC_VERSION
 from proxy.errors import GatewayError
 
 Shape = Callable[[GatewayError, str], dict[str, object]]
@@ -69,7 +70,7 @@ ANTHROPIC = Dialect(
     "base_url ends before /v1",
     _in_anthropics_shape,
     "request-id",
-    {"anthropic-version": "2023-06-01"},  # the first that knows messages; a call that names none is refused there
+    ANTHROPIC_VERSION,
 )
 BY_NAME = {dialect.name: dialect for dialect in (OPENAI, ANTHROPIC)}
 

@@ -29,6 +29,7 @@ STORES = frozenset(
         "/evals",
         "/files",
         "/fine_tuning/jobs",
+        "/messages/batches",
         "/responses",
         "/skills",
         "/threads",

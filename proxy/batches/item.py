@@ -17,6 +17,7 @@ from proxy.collected import ANSWER_BYTES_MAX, Collected
 from proxy.core import asked, batch
 from proxy.core.batch import Batch, End, Result
 from proxy.core.gate import Priority
+from proxy.core.headers import ANTHROPIC_VERSION
 from proxy.core.outcome import Outcome, Reason
 from proxy.errors import (
     BodyTooLarge,
@@ -44,6 +45,7 @@ OPERATIONS = {
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
+    batch.MESSAGES: "messages",
 }
 
 
@@ -127,7 +129,11 @@ class Items:
             path=of.endpoint.removeprefix("/v1"),
             route=route,
             asked=wanted,
-            headers={"content-type": "application/json", "idempotency-key": record.request_id},
+            headers={
+                "content-type": "application/json",
+                "idempotency-key": record.request_id,
+                **(ANTHROPIC_VERSION if of.endpoint == batch.MESSAGES else {}),
+            },
             credential={},
             priority=Priority.BATCH,
             caller=of.owner,

@@ -98,6 +98,10 @@ class MemoryStore:
         batch = self._batches[batch_id] = rules.finalized(self._batches[batch_id], now)
         return batch.pending
 
+    async def remove(self, batch_id: str) -> None:
+        if (batch := self._batches.get(batch_id)) is not None:
+            self._forget(batch)
+
     async def untold(self) -> list[Batch]:
         return [batch for batch in self._batches.values() if batch.status.is_final and batch.id not in self._told]
 
@@ -151,14 +155,15 @@ class MemoryStore:
     async def close(self, batch_id: str, status: Status, now: float) -> Batch:
         batch = rules.moved(self._batches[batch_id], status, now)
         self._batches[batch_id] = batch
-        for number, line in sorted(self._lines[batch_id].items()):
-            if line.state in ("queued", "claimed"):
-                self._ended(batch_id, line, rules.unrun(batch, number, line.said.custom_id), now)
+        left = await self.unended(batch_id)
+        for number, custom_id in left:
+            self._ended(batch_id, self._lines[batch_id][number], rules.unrun(batch, number, custom_id), now)
         for file in list(self._files.values()):
             if file.batch == batch_id and batch.output_seconds is not None:
                 self._files[file.id] = msgspec.structs.replace(file, expires_at=int(now) + batch.output_seconds)
         batch = self._batches[batch_id]
-        batch = self._batches[batch_id] = msgspec.structs.replace(batch, total=batch.completed + batch.failed)
+        total = batch.completed + batch.failed
+        batch = self._batches[batch_id] = msgspec.structs.replace(batch, total=total, unrun=len(left))
         return batch
 
     async def lines(self, batch_id: str, *, done: bool, after: int, most_bytes: int) -> list[tuple[int, bytes]]:

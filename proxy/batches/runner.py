@@ -72,7 +72,7 @@ class Run:
 class Runner:
     """
     Args:
-        refuse: what is wrong with a model as such; None: nothing.
+        refuse: what is wrong with a model for a batch; None: nothing.
         hands_on: the upstream that runs the batches of a model; "": they are run here.
         provider: asks that upstream.
         keep_seconds: how long batches that ended are kept.
@@ -89,7 +89,7 @@ class Runner:
         items: Items,
         notes: Notes,
         *,
-        refuse: Callable[[str], Mistake | None],
+        refuse: Callable[[Batch, str], Mistake | None],
         hands_on: Callable[[str], str],
         provider: Callable[[Batch, str], Provider],
         line_bytes_max: Callable[[], int],
@@ -361,10 +361,10 @@ class Life:
         except OSError as error:
             message = f"The input file cannot be read: {error.strerror}. Upload it again."
             found.mistakes.append(Mistake("input_file_unreadable", message))
-        mistakes = found.mistakes or list(filter(None, (runner.refuse(found.model),)))
+        mistakes = found.mistakes or list(filter(None, (runner.refuse(batch, found.model),)))
         if mistakes:
             await self.move(Status.FAILED, mistakes=mistakes, total=0)
-        elif upstream := runner.hands_on(found.model):
+        elif batch.endpoint != rules.MESSAGES and (upstream := runner.hands_on(found.model)):
             await self.note(model=found.model, total=found.count, handed=Handed(upstream))
         else:
             await self.move(Status.IN_PROGRESS, model=found.model, total=found.count)

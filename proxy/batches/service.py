@@ -24,7 +24,7 @@ from proxy.batches.runner import Runner
 from proxy.batches.sqlite import SqliteStore
 from proxy.batches.store import Page, Store
 from proxy.batches.webhook import Announcer
-from proxy.core.batch import WINDOWS, Batch, File, Mistake, NotPossible, Status
+from proxy.core.batch import MESSAGES, WINDOWS, Batch, File, Mistake, NotPossible, Status
 from proxy.errors import NotFound, StateOff, WrongState
 from proxy.plan import Plan
 from proxy.relay import Runs
@@ -160,14 +160,14 @@ class Batches:
         log.info("state is kept in %s; %d batches go on", self._directory, resumed)
         return _State(store, inputs, runner)
 
-    def _refuse(self, model: str) -> Mistake | None:
+    def _refuse(self, batch: Batch, model: str) -> Mistake | None:
         plan = self._plan()
         route = plan.route(model)
         if route is None:
             near = plan.nearest(model)
             hint = f" Did you mean '{near}'?" if near else ""
             return Mistake("model_not_found", f"The model '{model[:200]}' is not known here.{hint}", 1, "body.model")
-        if route.dialect != "openai":
+        if (route.dialect == "anthropic") != (batch.endpoint == MESSAGES):
             message = f"The model '{model[:200]}' is served by an upstream that speaks {route.dialect}'s API."
             return Mistake("model_not_found", message, 1, "body.model")
         routes = [route] if route.pipeline is None else route.pipeline.routes
@@ -254,6 +254,10 @@ class Batches:
 
     # ── batches ──
 
+    @property
+    def are_kept(self) -> bool:
+        return self._directory is not None
+
     async def submit(self, owner: str, wanted: Wanted) -> Batch:
         """A new batch, kept and under way.
 
@@ -308,6 +312,12 @@ class Batches:
             raise WrongState(f"the batch is {error.status.value}; it can no longer be cancelled") from None
         state.runner.call_off(batch_id)
         return batch
+
+    async def remove(self, batch: Batch) -> None:
+        """Forget a batch that has ended, and its results."""
+        state = await self._opened()
+        await state.store.remove(batch.id)
+        await state.runner.tidy()
 
     def pause(self, batch: Batch) -> Pause | None:
         """Why the batch does not go on; None: it does, or is over."""

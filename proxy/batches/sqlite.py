@@ -190,6 +190,13 @@ class SqliteStore:
 
         return await self._write(note)
 
+    async def remove(self, batch_id: str) -> None:
+        def remove(db: sqlite3.Connection) -> None:
+            for (n,) in db.execute("SELECT n FROM batches WHERE id = ?", (batch_id,)).fetchall():
+                _forget(db, n, batch_id)
+
+        await self._write(remove)
+
     async def untold(self) -> list[Batch]:
         def read(db: sqlite3.Connection) -> list[Batch]:
             return [_BATCH.decode(doc) for (doc,) in db.execute("SELECT doc FROM batches WHERE untold ORDER BY n")]
@@ -288,7 +295,8 @@ class SqliteStore:
             left = "SELECT line, custom_id FROM items WHERE batch = ? AND state < 2 ORDER BY line"
             end = "UPDATE items SET state = 3, until = NULL, output = ? WHERE batch = ? AND line = ?"
             size = 0
-            for line, custom_id in db.execute(left, (n,)).fetchall():
+            unrun = db.execute(left, (n,)).fetchall()
+            for line, custom_id in unrun:
                 result = rules.unrun(batch, line, custom_id)
                 batch = rules.counted(batch, result)
                 db.execute(end, (result.line, n, line))
@@ -298,7 +306,7 @@ class SqliteStore:
                 _grow(db, batch, done=False, size=size, now=now)
             if batch.output_seconds is not None:
                 _let_expire(db, batch, int(now) + batch.output_seconds)
-            batch = msgspec.structs.replace(batch, total=batch.completed + batch.failed)
+            batch = msgspec.structs.replace(batch, total=batch.completed + batch.failed, unrun=len(unrun))
             _keep(db, n, batch)
             return batch
 
@@ -333,9 +341,7 @@ class SqliteStore:
             ended = "SELECT n, id FROM batches WHERE NOT open AND ended_at <= ?"
             batches = db.execute(ended, (now - keep_seconds,)).fetchall()
             for n, batch_id in batches:
-                db.execute("DELETE FROM items WHERE batch = ?", (n,))
-                db.execute("DELETE FROM files WHERE batch = ?", (batch_id,))
-                db.execute("DELETE FROM batches WHERE n = ?", (n,))
+                _forget(db, n, batch_id)
             return Swept(given_up.rowcount, len(files), len(batches))
 
         return await self._write(sweep)
@@ -483,6 +489,12 @@ def _one(db: sqlite3.Connection, batch_id: str) -> tuple[int, Batch]:
 def _open(db: sqlite3.Connection) -> list[tuple[int, Batch]]:
     rows = db.execute("SELECT n, doc FROM batches WHERE open ORDER BY n").fetchall()
     return [(n, _BATCH.decode(doc)) for n, doc in rows]
+
+
+def _forget(db: sqlite3.Connection, n: int, batch_id: str) -> None:
+    db.execute("DELETE FROM items WHERE batch = ?", (n,))
+    db.execute("DELETE FROM files WHERE batch = ?", (batch_id,))
+    db.execute("DELETE FROM batches WHERE n = ?", (n,))
 
 
 def _keep(db: sqlite3.Connection, n: int, batch: Batch) -> None:

@@ -144,6 +144,10 @@ class Store(Protocol):
         """
         ...
 
+    async def remove(self, batch_id: str) -> None:
+        """A batch that has ended, with its results; of one that is gone there is nothing to do."""
+        ...
+
     async def untold(self) -> list[Batch]:
         """Batches that have ended, and whose end nobody was told of, in the order of their making."""
         ...

@@ -32,6 +32,7 @@ from proxy.core.usage import Usage
 LINES_MAX = 50_000
 INPUT_BYTES_MAX = 200 << 20
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+MESSAGES = "/v1/messages"  # of Anthropic's message batches
 WINDOWS = {"24h": 86_400}  # seconds, by `completion_window`
 MISTAKES_TOLD = 100
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -110,6 +111,7 @@ class Batch(msgspec.Struct, kw_only=True):
         entered: when it came into each of its states.
         completed, failed: items that ended so.
         used: tokens of all its answers.
+        unrun: of those that failed, how many had not been run when it ended.
         handed: to whom it was handed on; None: it is run here.
     """
 
@@ -132,6 +134,7 @@ class Batch(msgspec.Struct, kw_only=True):
     total: int = 0
     completed: int = 0
     failed: int = 0
+    unrun: int = 0
     used: Usage = Usage()
     handed: Handed | None = None
 

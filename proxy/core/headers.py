@@ -88,6 +88,9 @@ def without_hops(headers: dict[str, str], connection: str) -> dict[str, str]:
     return headers
 
 
+ANTHROPIC_VERSION = {"anthropic-version": "2023-06-01"}  # the first that knows messages; a call needs one
+
+
 def for_client(said: Mapping[str, str]) -> dict[str, str]:
     """Those of an upstream's headers that a client may see; none holds a control character or what is no character.
 

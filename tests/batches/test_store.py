@@ -623,3 +623,22 @@ async def test_a_note_changes_what_is_said_and_leaves_the_state(store):
     assert noted == await store.batch("team", "batch_1")
     assert (noted.status, noted.handed) == (Status.IN_PROGRESS, Handed("up", "file-there"))
     assert [each.id for each in await store.open_batches()] == ["batch_1"]
+
+
+async def test_what_had_not_been_run_when_a_batch_ended_is_counted(store):
+    await started(store, 3)
+    (item,) = await store.claim("batch_1", 1, 200.0)
+    await store.finish(item, failed(), 120.0)
+    closed = await store.close("batch_1", Status.EXPIRED, 130.0)
+    assert (closed.failed, closed.unrun) == (3, 2)
+
+
+async def test_a_batch_that_is_removed_is_gone_with_its_results(store):
+    await started(store, 1)
+    (item,) = await store.claim("batch_1", 1, 200.0)
+    await store.finish(item, done(), 120.0)
+    closed = await store.close("batch_1", Status.COMPLETED, 130.0)
+    await store.remove("batch_1")
+    await store.remove("batch_1")
+    assert await store.batch("team", "batch_1") is None
+    assert await store.file("team", closed.output_file_id) is None
