@@ -18,6 +18,7 @@ GatewayError
 ├── VersionNotSupported   505  neither HTTP/1.1 nor HTTP/1.0; its connection ends
 ├── QueueFull             429  too many wait already; come back after `retry_after`
 ├── QueueTimeout          503  no place before the deadline
+├── BodiesFull            503  no room in memory for its body
 ├── Draining              503  this process is stopping; another one will answer
 ├── StateOff              503  this gateway keeps no state, so it has no files and batches
 ├── StateUnavailable      503  nothing can be written now: no room, or another process holds the file
@@ -179,6 +180,11 @@ class QueueFull(GatewayError):
 
 class QueueTimeout(GatewayError):
     status, default_code, word = 503, "queue_timeout", "queue_timeout"
+    should_retry: bool | None = True
+
+
+class BodiesFull(GatewayError):
+    status, default_code, word = 503, "bodies_full", "overloaded"
     should_retry: bool | None = True
 
 

@@ -22,6 +22,7 @@ from multidict import CIMultiDictProxy
 
 from proxy.api import dialects, refusals
 from proxy.api.answering import HttpAnswer, Streams
+from proxy.api.bodies import SMALL, Bodies
 from proxy.api.connections import Connection
 from proxy.api.dialects import Dialect
 from proxy.core.gate import Priority
@@ -63,6 +64,8 @@ class Visit:
     path: str  # what follows /v1, with its query
     now: Callable[[], float]
     stopping: asyncio.Event  # set when the gateway begins to stop
+    bodies: Bodies
+    held: int = 0  # bytes of the body that are in memory, or about to be
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body as it comes in; who does not ask for the next part stops the client.
@@ -99,11 +102,17 @@ class Visit:
 
         Raises:
             BodyTooLarge: it is longer than the configuration allows; no more of it was read than that.
+            BodiesFull: there was no room for it.
             Malformed, TooSlow: it broke off, or did not come in time.
         """
-        limit = self.plan.settings.server.max_body_bytes
-        if (self.request.content_length or 0) > limit:
-            raise self._too_large(limit, "max_body_bytes")
+        limit, length = self.plan.settings.server.max_body_bytes, self.request.content_length
+        if length is not None:
+            if length > limit:
+                raise self._too_large(limit, "max_body_bytes")
+            if length > SMALL:
+                await self.hold(length)
+            else:
+                self._count(length)
         if not self.request.content.is_eof():
             await self.ask_for_body()
         parts: list[bytes] = []
@@ -113,12 +122,38 @@ class Visit:
             size += len(part)
             if size > limit:
                 raise self._too_large(limit, "max_body_bytes")
+            if length is None:
+                self.bodies.grow(len(part), self.held, self._budget)
+                self.held = size
             parts.append(part)
         record = self.record
         record.bytes_in, record.body_read = size, self.now()
         if (waited := record.body_read - began) > BLOCKED_SECONDS:
             record.client_seconds += waited
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def hold(self, size: int) -> None:
+        """So much of the body will be in memory until the call has ended.
+
+        Raises:
+            BodiesFull: there was no room for it before the deadline.
+        """
+        if size <= SMALL:
+            self._count(size)
+            return
+        began = self.now()
+        await self.bodies.take(size, self._budget, self.deadline - began)
+        self.held += size
+        self.record.queue_seconds += self.now() - began
+
+    def _count(self, size: int) -> None:
+        self.bodies.held += size
+        self.held += size
+
+    @property
+    def _budget(self) -> int:
+        server = self.plan.settings.server
+        return max(server.bodies_bytes, server.max_body_bytes)
 
     async def ask_for_body(self) -> None:
         """Tell a client that waits to be told so (`Expect: 100-continue`) to send the body, whose pace is watched from
@@ -254,6 +289,7 @@ class Edge:
         self._tables = {dialect: _Table(known) for dialect, known in endpoints.items()}
         self._plain = frozenset(path for known in endpoints.values() for path in known if not path.endswith("/"))
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._bodies = Bodies()
         self._streams = streams
         self._idle = asyncio.Event()
         self._is_cutting = False
@@ -340,7 +376,11 @@ class Edge:
             record.caller = _caller(plan, request.headers)
             record.auth_seconds = self._now() - began
             path = target.removeprefix("/v1")
-            await handler(Visit(request, plan, record, answer, path, self._now, self._stopping))
+            visit = Visit(request, plan, record, answer, path, self._now, self._stopping, self._bodies)
+            try:
+                await handler(visit)
+            finally:
+                self._bodies.leave(visit.held)
         except GatewayError as error:
             refused(record, error)
             await answer.refuse(error)

@@ -144,9 +144,11 @@ async def read(visit: Visit) -> Upload:
 
     Raises:
         BodyTooLarge, Malformed, TooSlow: it is larger than what may stream through, broke off, or came too slowly.
+        BodiesFull: there was no room for what is kept of it.
         ClientGone: the client left.
     """
     head, parts, body = Kept(), visit.parts(), visit.request.content
+    await _hold(visit)
     has_more = await head.fill(parts, lambda: head.size >= KEPT and not body.at_eof())
     return Upload(head, parts if has_more else None, visit.request.content_length)
 
@@ -198,15 +200,23 @@ async def form(visit: Visit, deciding: str, *others: str) -> AsyncIterator[Form]
 
     Raises:
         InvalidRequest: it is no form, or has no one reading; while it is sent, if that shows only then.
-        BodyTooLarge, Malformed, TooSlow, ClientGone: as `read`.
+        BodyTooLarge, BodiesFull, Malformed, TooSlow, ClientGone: as `read`.
     """
     scanner = scanner_of(visit, deciding, *others)
     head, parts, body = Kept(), _checked(visit.parts(), scanner), visit.request.content
+    await _hold(visit)
     try:
         more = await head.fill(parts, lambda: head.size >= KEPT and deciding in scanner.fields and not body.at_eof())
         yield Form(head, parts if more else None, visit.request.content_length, scanner.fields)
     finally:
         head.close()
+
+
+async def _hold(visit: Visit) -> None:
+    """Of a body that streams through no more than its beginning is in memory."""
+    if not visit.request.content.is_eof():
+        length = visit.request.content_length
+        await visit.hold(KEPT if length is None else min(KEPT, length))
 
 
 def scanner_of(visit: Visit, *wanted: str, file: str | None = None) -> Scanner:

@@ -226,6 +226,9 @@ class Server(_Part):
     """Largest body of a request, in bytes; a larger one is refused with 413."""
     max_upload_bytes: Count = 1024 * 1024 * 1024
     """Largest body of a request that streams through to its upstream, such as a file, in bytes."""
+    bodies_bytes: Count = 512 * 1024 * 1024
+    """Bytes of memory for the bodies of all requests in flight. Beyond it one of more than 64 KiB waits, unread, and is
+    refused with 503 at its deadline; room for the largest body there is always."""
     tls: Tls | None = None
     """What secures the endpoints for clients; they speak plain HTTP without it."""
     idle_seconds: Seconds = 75.0
