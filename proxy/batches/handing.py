@@ -146,16 +146,15 @@ class Handing:
 
     async def _refused(self, error: Refused) -> None:
         """What the provider will never take, or has no more."""
-        if self._life.batch.status is Status.VALIDATING:
-            await self._fail([error.mistake])
-            return
-        log.error("%s: upstream %s has lost it: %s", self._life.batch.id, self._handed.upstream, error)
-        await self._close_gaps(f"the provider has lost the batch: {error}")
-        self.is_over = True
+        if self._life.batch.status is not Status.VALIDATING:
+            log.error("%s: upstream %s has lost it: %s", self._life.batch.id, self._handed.upstream, error)
+        await self._fail([error.mistake])
 
     async def _fail(self, mistakes: list[Mistake]) -> None:
-        with suppress(NotPossible):  # it is cancelled, or was in progress
+        try:
             await self._life.move(Status.FAILED, mistakes=mistakes, total=0)
+        except NotPossible:  # it was in progress, or is cancelled: what has no result has failed
+            await self._close_gaps(f"the provider failed the batch: {mistakes[0].message}")
         self.is_over = True
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ import random
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -41,6 +42,12 @@ class Notes(Protocol):
     """Where it is written down what became of events; telemetry does."""
 
     def batch_webhook(self, result: str) -> None: ...
+
+
+@dataclass(slots=True, frozen=True)
+class _Try:
+    failures: int
+    due: float  # when it is tried again
 
 
 class Announcer:
@@ -66,8 +73,7 @@ class Announcer:
     ) -> None:
         self._store, self._transport, self._webhook, self._notes = store, transport, webhook, notes
         self._ends, self._now, self._wall, self._draw = ends, now, wall, draw
-        self._failures: dict[str, int] = {}  # by batch
-        self._due: dict[str, float] = {}
+        self._tries: dict[str, _Try] = {}  # by batch, of those that have failed
 
     async def run(self) -> None:
         """Tell what is to be told, for ever."""
@@ -83,10 +89,15 @@ class Announcer:
 
     async def _tell_all(self) -> float | None:
         """One round; seconds until the next one, None where nothing is left."""
-        for batch in await self._store.untold():
-            if self._due.get(batch.id, 0.0) <= self._now():
+        batches = {batch.id: batch for batch in await self._store.untold()}
+        self._tries = {
+            name: tried for name, tried in self._tries.items() if name in batches
+        }  # it may have been removed
+        for name, batch in batches.items():
+            if name not in self._tries or self._tries[name].due <= self._now():
                 await self._tell(batch)
-        return max(0.0, min(self._due.values()) - self._now()) if self._due else None
+        due = [tried.due for tried in self._tries.values()]
+        return max(0.0, min(due) - self._now()) if due else None
 
     async def _tell(self, batch: Batch) -> None:
         webhook = self._webhook()
@@ -97,8 +108,7 @@ class Announcer:
                 self._try_later(batch)
                 return
         await self._store.mark_told(batch.id)
-        self._failures.pop(batch.id, None)
-        self._due.pop(batch.id, None)
+        self._tries.pop(batch.id, None)
 
     async def _tried(self, batch: Batch, webhook: Webhook) -> str:
         """A word of the metric: delivered, failed or dropped."""
@@ -111,10 +121,10 @@ class Announcer:
         return "dropped"
 
     def _try_later(self, batch: Batch) -> None:
-        failures = self._failures[batch.id] = self._failures.get(batch.id, 0) + 1
+        failures = self._tries[batch.id].failures + 1 if batch.id in self._tries else 1
         base, cap = PAUSE_SECONDS
         pause = backoff.delay(failures - 1, self._draw(), base=base, cap=cap, retry_after=None)
-        self._due[batch.id] = self._now() + pause
+        self._tries[batch.id] = _Try(failures, self._now() + pause)
 
     async def _is_taken(self, batch: Batch, webhook: Webhook) -> bool:
         body = event(batch)

@@ -115,6 +115,26 @@ async def test_what_the_provider_finds_wrong_fails_the_batch(tmp_path: Path, ups
     assert [error.code for error in batch.errors.data] == ["token_limit_exceeded"]
 
 
+@pytest.mark.parametrize("end", ["failed", "lost"])
+async def test_a_batch_that_fails_there_in_the_middle_fails_what_has_no_result(
+    tmp_path: Path, upstream: Scripted, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    upstream.plays(
+        answer({"id": "file-there"}),
+        answer({"data": []}),
+        answer({"id": "batch_there", "status": "validating"}),
+        answer({"id": "batch_there", "status": "in_progress"}),
+        answer({"id": "batch_there", "status": "failed"}) if end == "failed" else refusal(404, message="gone"),
+    )
+    async with before(upstream.base_url, tmp_path) as (_, client):
+        batch = await ended(client, await submit(client, jsonl(request(number) for number in range(3))))
+        errors = await content(client, batch.error_file_id)
+    assert batch.status == "completed"
+    assert [error["error"]["code"] for error in errors] == ["no_result"] * 3
+    assert ("has lost it" in caplog.text) == (end == "lost")
+    caplog.clear()
+
+
 async def test_an_upstream_without_a_batch_api_fails_the_batch_with_its_words(
     tmp_path: Path, upstream: Scripted
 ) -> None:

@@ -17,7 +17,7 @@ from proxy.batches import webhook as announcing
 from proxy.config import Batches, Secret, State, Webhook
 from proxy.simulator import profiles
 from proxy.simulator import serving as simulating
-from tests.e2e.running import House, Metrics, at, serving, settings
+from tests.e2e.running import House, Metrics, at, serving, settings, until_still
 from tests.e2e.scripted import Act, Exchange, Scripted, answer, refusal
 from tests.e2e.test_batches import ended, jsonl, request, submit
 
@@ -124,6 +124,27 @@ async def test_an_event_is_given_up_after_days_and_counted(
         await tried(house, "dropped")
     assert "could not be told" in caplog.text
     caplog.clear()
+
+
+async def test_of_a_batch_that_was_removed_nobody_is_told_and_nothing_turns_idly(
+    tmp_path: Path, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcing, "PAUSE_SECONDS", (0.01, 0.01))
+    rounds = 0
+    tell_all = announcing.Announcer._tell_all
+
+    async def counted(announcer: announcing.Announcer) -> float | None:
+        nonlocal rounds
+        rounds += 1
+        return await tell_all(announcer)
+
+    monkeypatch.setattr(announcing.Announcer, "_tell_all", counted)
+    upstream.otherwise = refusal(500)
+    async with telling(tmp_path, address(upstream)) as house, house.sdk() as client:
+        batch = await ended(client, await submit(client, jsonl([request(1)])))
+        await upstream.exchange(2)
+        await house.gateway._batches.remove(await house.gateway._batches.batch("", batch.id))
+        await until_still(lambda: rounds)
 
 
 async def test_what_ended_before_there_was_a_webhook_is_not_told(tmp_path: Path, upstream: Scripted) -> None:
