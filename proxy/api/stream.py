@@ -258,11 +258,13 @@ class Prompt:
             except Exception as error:  # noqa: BLE001  # as at the edge: counted and logged, once
                 await self._fail(edge.unforeseen(record, error))
             finally:
+                self._visit.bodies.leave(self._visit.held)
                 self._leave()
 
     async def _answer(self, relay: Runs, record: Record) -> None:
         try:
             async with Watch[str]() as self._watch:
+                await self._visit.hold(record.bytes_in)
                 await relay.run(self._call, self, record)
         except Late:
             self._line.abort()

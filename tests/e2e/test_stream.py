@@ -406,6 +406,19 @@ async def test_a_dead_reader_is_dropped_and_holds_nothing(upstream: Scripted) ->
     assert metrics("requests_total", operation="complete", outcome="cancelled") == 4
 
 
+async def test_prompts_are_counted_among_the_bodies_in_memory_and_given_back(upstream: Scripted) -> None:
+    upstream.otherwise = [Act.SILENCE]
+    async with before(upstream) as house:
+        bodies = house.gateway._edge._bodies
+        async with connecting(house) as socket:
+            for name in range(3):
+                await socket.send_json({"prompt": "x" * 100_000, "id": name})
+            await upstream.exchange(2)
+            assert bodies.held > 300_000
+        await house.until_idle()
+        await until(lambda: not bodies.held, "nothing is held")
+
+
 # ── who may ask ──
 
 
