@@ -300,6 +300,31 @@ async def test_progress_is_told_in_comments_that_clients_do_not_see(upstream: Sc
         assert comments == [": pipeline/digest", ": step extract ok", ": step analyse ok"]
 
 
+async def test_with_progress_a_step_that_fails_is_told_in_band_with_what_the_others_gave(upstream: Scripted) -> None:
+    upstream.plays(says("facts"), refusal(400, "content_policy", "invalid_request_error", "not this"))
+    async with piped(DIGEST, upstream.base_url, progress=True) as house:
+        told = await house.ask(asked(stream=True))
+        assert (told.status, DONE in told.body) == (200, False)
+        assert b": step extract ok, " in told.body
+        error = json.loads(told.body.split(b"event: error\ndata: ", 1)[1])["error"]
+        assert (error["code"], error["step"]) == ("content_policy", "analyse")
+        assert error["completed_steps"] == {"extract": "facts"}
+        metrics = await house.metrics()
+        assert metrics("requests_total", model="pipeline/digest", outcome="rejected") == 1
+
+
+async def test_a_last_step_that_takes_too_long_within_its_stream_is_told_in_band(upstream: Scripted) -> None:
+    steps: Steps = {"only": {"model": "m", "prompt": "{input}", "timeout_seconds": 0.2}}
+    upstream.plays([EVENT_STREAM, chunk(words("so ")), Act.SILENCE])
+    async with piped(steps, upstream.base_url) as house:
+        told = await house.ask(asked(stream=True))
+        assert b'"so "' in told.body
+        assert DONE not in told.body
+        error = json.loads(told.body.split(b"event: error\ndata: ", 1)[1])["error"]
+        assert (error["code"], error["step"]) == ("step_timeout", "only")
+        await house.until_idle()
+
+
 async def test_a_last_step_that_breaks_off_is_told_in_band_with_its_name(upstream: Scripted) -> None:
     upstream.plays(says("facts"), says("analysis"), [EVENT_STREAM, chunk(words("so ")), Act.RST])
     async with piped(DIGEST, upstream.base_url) as house:

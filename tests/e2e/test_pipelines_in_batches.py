@@ -17,9 +17,10 @@ from proxy.config import Limits, State
 from proxy.simulator import profiles
 from proxy.simulator import serving as simulating
 from tests.e2e.running import House, at, serving, settings, until
-from tests.e2e.scripted import Act, Scripted, answer
+from tests.e2e.scripted import Act, Scripted
 from tests.e2e.test_batches import ended, jsonl, lines, request, submit
 from tests.e2e.test_jobs import alone, completed
+from tests.e2e.test_pipelines import says
 
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "extract": {"model": "m", "prompt": "1 {input}"},
@@ -48,12 +49,6 @@ async def through(base_url: str, state: Path, steps: Mapping[str, Any]) -> Async
 
 def item(number: int, text: str) -> dict[str, Any]:
     return request(number, model="pipeline/digest", messages=[{"role": "user", "content": text}])
-
-
-def says(words: str) -> list[Any]:
-    message = {"role": "assistant", "content": words}
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    return answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage})
 
 
 def prompts(upstream: Scripted) -> list[str]:
