@@ -7,6 +7,7 @@
 2. A step begins as soon as all it waits for has ended. The last waits for all others, and its answer is the answer.
 3. When one fails for good, those under way are cancelled; the error names it and keeps what the others gave.
 4. What was paid for is remembered where the caller has a memory: a run that is made again begins where it stopped.
+   Such a caller comes again, so what only time mends (no place at the gate, no money) is told to it, and not skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import msgspec
 
 from proxy.collected import ANSWER_BYTES_MAX, Collected
-from proxy.core import asked, pipeline
+from proxy.core import asked, batch, pipeline
 from proxy.core.asked import Asked
 from proxy.core.breaker import Breaker
 from proxy.core.outcome import Outcome
@@ -34,9 +35,12 @@ from proxy.errors import (
     InvalidRequest,
     QueueFull,
     QueueTimeout,
+    StepRefused,
     StepTimeout,
     StepUnfit,
     UpstreamError,
+    UpstreamShut,
+    UpstreamUnreachable,
 )
 from proxy.pipelines import asking
 from proxy.pipelines.asking import Given, Spent
@@ -46,7 +50,8 @@ from proxy.relay import Call, Relay, Sink
 from proxy.telemetry import Record, Run, StepTaken, Telemetry
 
 CHAT = "/chat/completions"
-MENDABLE = (UpstreamError, QueueFull, QueueTimeout)  # what `on_error` is for
+NO_PLACE = (QueueFull, QueueTimeout)
+MENDABLE = (UpstreamError, *NO_PLACE)  # what `on_error` is for
 
 
 class Pipelines:
@@ -241,16 +246,27 @@ class _Run:
             try:
                 gave = await self._asked_for(step, route, model, key, values, spent)
             except MENDABLE as error:
-                if self._giving.is_passing:
+                if self._giving.is_passing or (self._comes_again and isinstance(error, NO_PLACE)):
                     raise
                 failed = error
             else:
                 gave.result = result if gave.result == "ok" else gave.result
                 return gave
-        if said.on_error.skip:
-            return Given(result="skipped")
         assert failed is not None
+        if said.on_error.skip and not (self._comes_again and self._is_for_later(failed)):
+            return Given(result="skipped")
         raise failed
+
+    @property
+    def _comes_again(self) -> bool:
+        return self._call.memory is not None
+
+    def _is_for_later(self, error: GatewayError) -> bool:
+        """Whether any other call would have fared alike now, and may not in a while."""
+        if isinstance(error, StepRefused):
+            assert self._blamed is not None
+            return batch.end_of(self._blamed.outcome, error.reason, error.status) in (batch.End.PAUSE, batch.End.AGAIN)
+        return isinstance(error, UpstreamShut | UpstreamUnreachable)
 
     async def _asked_for(
         self, step: Step, route: Route, model: str, key: str, values: Mapping[str, str], spent: Spent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +18,7 @@ from proxy.config import Limits, State
 from proxy.simulator import profiles
 from proxy.simulator import serving as simulating
 from tests.e2e.running import House, at, serving, settings, until
-from tests.e2e.scripted import Act, Scripted
+from tests.e2e.scripted import Act, Scripted, refusal
 from tests.e2e.test_batches import ended, jsonl, lines, request, submit
 from tests.e2e.test_jobs import alone, completed
 from tests.e2e.test_pipelines import says
@@ -137,6 +138,36 @@ async def test_steps_that_have_ended_are_not_paid_again_when_the_process_was_sto
         done["response"]["body"]["usage"]["total_tokens"] == 20
     )  # four that were answered; what was cut off told none
     assert prompts(upstream) == ["1 text", "2 a", "2 b", "2 b", '3 ["A", "B"]']
+
+
+async def test_a_step_that_may_be_skipped_is_not_for_want_of_money(upstream: Scripted, tmp_path: Path) -> None:
+    """The batch waits for it: thousands of items without that step are not what anybody wants."""
+    steps = {
+        "maybe": {"model": "m", "prompt": "1 {input}", "on_error": "skip"},
+        "last": {"model": "m", "prompt": "2 {steps.maybe}"},
+    }
+    upstream.plays(refusal(429, "insufficient_quota", "insufficient_quota", "pay first"))
+    async with through(upstream.base_url, tmp_path, steps) as (house, _):
+        asked = {"prompts": ["text"], "model": "pipeline/digest"}
+        job_id = (await house.ask(asked, "/batch")).json["job_id"]
+        async with asyncio.timeout(5):
+            while "paused" not in (job := (await house.ask(b"", f"/batch/{job_id}", method="GET")).json):
+                assert job["status"] in ("queued", "running")
+                await asyncio.sleep(0.01)
+        assert job["paused"]["reason"] == "money"
+        assert prompts(upstream) == ["1 text"]
+
+
+async def test_a_step_that_may_be_skipped_is_where_its_own_call_is_refused(upstream: Scripted, tmp_path: Path) -> None:
+    steps = {
+        "maybe": {"model": "m", "prompt": "1 {input}", "on_error": "skip"},
+        "last": {"model": "m", "prompt": "2 {steps.maybe}"},
+    }
+    upstream.plays(refusal(400, "too_long", "invalid_request_error", "too long"), says("sum"))
+    async with through(upstream.base_url, tmp_path, steps) as (_, client):
+        batch = await ended(client, await submit(client, jsonl([item(1, "text")])))
+        assert batch.status == "completed"
+        assert prompts(upstream) == ["1 text", "2 "]
 
 
 async def test_a_pipeline_that_is_unknown_fails_its_batch_at_once(upstream: Scripted, tmp_path: Path) -> None:
