@@ -13,7 +13,9 @@ Rules
 4. Once more was let through than the limit explains, the limit has risen: the pace doubles every `CLIMB_SECONDS`
    until a refusal. So it does after the very first one, which tells hardly anything.
 5. The ruler holds only while the provider's bucket cannot have been full: after idleness the next refusal restarts it.
-6. The estimate is never 0 and never unbounded once a refusal came: each refusal bounds it from both sides.
+6. A limit that fell far may be back before long: `PATIENCE` seconds after its last refusal the pace doubles as by
+   rule 4, and each time that this only confirms the estimate the next is twice as far away.
+7. The estimate is never 0 and never unbounded once a refusal came: each refusal bounds it from both sides.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ CATCH_UP = 1.08
 CATCH_UP_SECONDS = 5.0  # in which what was saved up is spent, as far as CATCH_UP allows
 CLIMB_SECONDS = 8.0  # in which the pace doubles
 IDLE_SECONDS = 5.0  # what may leave at once after idleness, in seconds' worth of the limit
+FALLEN = 0.8  # of the limit before: a fall to a tenth is measured in several steps
+PATIENCE, PATIENCE_MOST = 20.0, 320.0  # seconds; who is low for longer is tried for more once in a cycle
 CALM_SECONDS = 60.0  # after a refusal, before anything may leave at once
 LONG_CYCLE = 0.6  # of the cycle; a refusal that comes later confirms the estimate
 FULL_SECONDS = 30.0  # of the limit unused, and the provider's bucket may have been full
@@ -67,6 +71,7 @@ class TwoPoint:
         self._spans: deque[tuple[float, float, int]] = deque()  # (seconds, admitted, calls) between refusals
         self._scatter = SCATTER
         self._climb: tuple[float, float] | None = None  # when climbing began, and what was admitted until then
+        self._patience: float | None = None  # rule 6
         self._idle_burst = IDLE_SECONDS
         self._pace = Bucket(SLOWEST, 0.0, now)
 
@@ -145,6 +150,8 @@ class TwoPoint:
             self._spans.append((seconds, admitted, number))
             self._forget(cost)
             self.rate = max(sum(span[1] for span in self._spans), cost) / sum(span[0] for span in self._spans)
+            if self._patience is not None:
+                self._patience = 2.0 * self._patience if self._patience < PATIENCE_MOST else None
         else:
             self._spans.clear()
             if climb is not None and error > 0.0:
@@ -153,6 +160,10 @@ class TwoPoint:
                 told = max(admitted / seconds, climbed / climbing)
             else:
                 told = (admitted + (doubt if error < 0.0 else -doubt)) / seconds
+            if told < FALLEN * self.rate:
+                self._patience = PATIENCE
+            elif error > 0.0:
+                self._patience = None
             self.rate = max(told, 0.2 * self.rate, SLOWEST)
             self._cycle = CYCLE_LEAST
         scatter = min(max(0.0, error**2 / cost**2 - EDGE) / worth, (2.0 * self._scatter) ** 2)
@@ -192,7 +203,8 @@ class TwoPoint:
         unexplained = -saved - mean * (EDGE + max(4.0, 3.0 * self._scatter * sqrt(calls)))
         if not self._ruler_holds:
             unexplained -= FULL_SECONDS * self.rate
-        if unexplained > 0.0:
+        is_over = self._patience is not None and now - self._known_at > self._patience and now > self._gentle_until
+        if unexplained > 0.0 or is_over:
             self._climb = now, self._admitted()
             return self.rate
         if calls > self._cycle and now > self._gentle_until:

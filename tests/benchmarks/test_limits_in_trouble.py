@@ -72,18 +72,17 @@ def test_headers_that_flip_their_format_mid_run_are_followed(first):
     assert admitted(tally, 60.0, 240.0) >= 0.9 * 3 * 300
 
 
-@pytest.mark.parametrize(("profile", "share"), [(TOLD, 0.9), (SILENT, 0.05)], ids=["headers", "no headers"])
-def test_a_limit_that_falls_tenfold_and_rises_again_is_followed(profile, share):
-    """Without headers it takes minutes until a limit so low is tried for more."""
+@pytest.mark.parametrize("profile", [TOLD, SILENT], ids=["headers", "no headers"])
+def test_a_limit_that_falls_tenfold_and_rises_again_is_followed(profile):
     tally = live(replace(profile, changes=(Change(90.0, 0.1), Change(150.0, 1.0))), 270.0)
     assert longest_silence(tally) <= SILENCE_MAX
     assert sum(at >= 90.0 for at in tally.refused_at) <= 15
-    assert admitted(tally, 210.0, 270.0) >= share * 300
+    assert admitted(tally, 210.0, 270.0) >= 0.9 * 300
 
 
-@pytest.mark.parametrize(("profile", "least"), [(TOLD, 270), (SILENT, 1)], ids=["headers", "no headers"])
-def test_a_limit_of_nothing_is_not_unlimited_and_nobody_is_silent_for_good(profile, least):
+@pytest.mark.parametrize("profile", [TOLD, SILENT], ids=["headers", "no headers"])
+def test_a_limit_of_nothing_is_not_unlimited_and_nobody_is_silent_for_good(profile):
     tally = live(replace(profile, changes=(Change(90.0, 0.0), Change(180.0, 1.0))), 330.0)
     assert sum(at >= 90.0 for at in tally.refused_at) <= 15
     assert longest_silence(tally) <= SILENCE_MAX + HOLD
-    assert admitted(tally, 270.0, 330.0) >= least
+    assert admitted(tally, 270.0, 330.0) >= 270

@@ -105,6 +105,32 @@ def test_a_risen_limit_is_climbed_to():  # rule 4
     assert house.learner.rate == pytest.approx(150.0, rel=0.1)
 
 
+@pytest.mark.parametrize("factor", [0.1, 0.0])
+def test_a_limit_that_fell_far_is_tried_for_more_before_long(factor):  # rule 6
+    house = House(8.33)
+    house.run(300.0)
+    house.rate, house.burst = max(1e-2, factor * 8.33), max(1e-2, factor * 500.0)
+    house.level, refused = 0.0, len(house.refused)
+    house.run(60.0)
+    assert len(house.refused) - refused <= 10
+    house.rate, house.burst = 8.33, 500.0
+    house.run(90.0)
+    began = len(house.sent)
+    house.run(60.0)
+    assert len(house.sent) - began >= 0.8 * 8.33 * 60
+
+
+def test_a_limit_that_stays_low_is_tried_less_and_less():  # rule 6
+    house = House(8.33)
+    house.run(300.0)
+    house.rate, house.burst = 0.833, 50.0
+    house.level = 0.0
+    house.run(1_500.0)
+    refused = len(house.refused)
+    house.run(3_600.0)
+    assert len(house.refused) - refused <= 0.01 * 3_600 * 0.833
+
+
 def test_a_small_bucket_is_no_reason_to_stay_slow():  # rule 4: the first refusal tells hardly anything
     house = House(8.33, burst=50.0)
     house.run(120.0)
@@ -158,7 +184,7 @@ def test_calls_that_were_never_sent_are_not_counted():
     ),
     st.booleans(),
 )
-def test_the_estimate_is_never_zero_and_never_unbounded(history, tokens):  # rule 6
+def test_the_estimate_is_never_zero_and_never_unbounded(history, tokens):  # rule 7
     journal, now = Journal(), 0.0
     learner = TwoPoint(journal, tokens=tokens, now=now)
     for gap, refused, hold, size in history:
