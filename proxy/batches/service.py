@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from proxy.batches.sqlite import SqliteStore
 from proxy.batches.store import Page, Store
 from proxy.batches.webhook import Announcer
 from proxy.core.batch import MESSAGES, WINDOWS, Batch, File, Mistake, NotPossible, Status
-from proxy.errors import NotFound, StateOff, WrongState
+from proxy.errors import NotFound, StateOff, StateUnavailable, WrongState
 from proxy.plan import Plan
 from proxy.relay import Runs
+from proxy.tasks import Tasks
 from proxy.telemetry import BatchLevel, Telemetry
 from proxy.upstreams import Transport
 
@@ -81,6 +82,7 @@ class Batches:
         self._items = Items(relay, telemetry, plan, now, wall)
         self._now, self._wall = now, wall
         self._opening = asyncio.Lock()
+        self._tasks = Tasks()
         self._state: _State | None = None
         self._is_closed = False
 
@@ -106,6 +108,7 @@ class Batches:
         if state is not None:
             await state.runner.stop()
             await state.store.aclose()
+        await self._tasks.stop()
 
     def level(self) -> BatchLevel:
         return BatchLevel() if self._state is None else self._state.runner.level()
@@ -118,12 +121,22 @@ class Batches:
         return told, self._state.runner.open - len(told)
 
     async def _opened(self) -> _State:
+        """Whoever asks first may leave before it is open: the opening is nobody's own, and goes on for all others."""
         if self._state is not None:
             return self._state
+        found = await asyncio.shield(self._tasks.spawn("open the state", self._found()))
+        if isinstance(found, _State):
+            return found
+        raise found
+
+    async def _found(self) -> _State | StateOff | StateUnavailable:
         async with self._opening:
             if self._state is None:
-                self._state = await self._open()
-        return self._state
+                try:
+                    self._state = await self._open()
+                except (StateOff, StateUnavailable) as error:
+                    return error
+            return self._state
 
     async def _open(self) -> _State:
         if self._directory is None or self._is_closed:
@@ -131,7 +144,14 @@ class Batches:
                 "this gateway keeps no state, so it has no files and batches; the operator can set state.path"
             )
         store = await asyncio.to_thread(SqliteStore.opened, self._directory)
-        inputs = Inputs(self._directory / "files")
+        async with AsyncExitStack() as closing:  # what could not be opened whole is not kept from the next try
+            closing.push_async_callback(store.aclose)
+            state = await self._begun(store, self._directory)
+            closing.pop_all()
+        return state
+
+    async def _begun(self, store: SqliteStore, directory: Path) -> _State:
+        inputs = Inputs(directory / "files")
         await asyncio.to_thread(inputs.forget_arrivals)
         runner = Runner(
             store,
@@ -157,7 +177,7 @@ class Batches:
         )
         resumed = await runner.start()
         runner.tasks.spawn("webhook", announcer.run())
-        log.info("state is kept in %s; %d batches go on", self._directory, resumed)
+        log.info("state is kept in %s; %d batches go on", directory, resumed)
         return _State(store, inputs, runner)
 
     def _refuse(self, batch: Batch, model: str) -> Mistake | None:

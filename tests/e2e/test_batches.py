@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -246,6 +247,23 @@ async def test_a_gateway_without_state_says_so_and_serves_all_else() -> None:
             assert (answer.status, answer.error["code"]) == (503, "state_off")
             assert "state.path" in answer.error["message"]
         assert (await house.ask()).status == 200
+
+
+async def test_a_client_that_leaves_while_the_state_is_opened_takes_nothing_with_it(tmp_path: Path) -> None:
+    async with through(tmp_path) as (house, _, _):
+        port = house.gateway.port
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /v1/batches HTTP/1.1\r\nhost: x\r\n\r\n")
+            await writer.drain()
+            writer.transport.abort()
+        deadline = time.monotonic() + 10.0
+        while (metrics := await house.metrics())("requests_total", operation="batches") < 3:
+            assert time.monotonic() < deadline, metrics.text
+            await asyncio.sleep(0.005)
+        assert metrics("requests_total", operation="batches", code="499") > 0, "none of them left in time"
+        answer = await house.ask(b"", "/v1/batches", method="GET")
+        assert (answer.status, answer.json["data"]) == (200, [])
 
 
 async def test_a_second_gateway_on_the_same_state_has_no_batches_and_serves_all_else(
