@@ -50,7 +50,7 @@ async def run(directory: Path, *, lines: int, per_minute: int, live_seconds: flo
         batch = await _ended(http, base, batch_id)
         watching.cancel()
         peak = await watching
-        cpu = gateway.cpu_seconds
+        cpu, refusals = gateway.cpu_seconds, simulator.provider.stats.refusals
     counts = batch["request_counts"]
     rise = (peak - idle) / 1e6
     print(f"lines                          {lines:>10,}   {counts['completed']:,} done, {counts['failed']:,} failed")
@@ -58,6 +58,7 @@ async def run(directory: Path, *, lines: int, per_minute: int, live_seconds: flo
     print(f"share of the provider's limit  {used:>10.1%}      target >= 99 %")
     print(f"live p99 wait without a batch  {alone:>10.1f} ms")
     print(f"live p99 wait beside it        {beside:>10.1f} ms   target <= 50 more")
+    print(f"refused by the provider        {refusals:>10,}      each holds all calls for a moment")
     print(f"CPU of the gateway             {cpu:>10.0f} s    {1e3 * cpu / lines:.2f} ms an item, live calls included")
     return rise < 150 and used >= 0.99 and beside <= alone + 50 and counts["completed"] == lines
 
