@@ -289,7 +289,8 @@ class Relay:
             finally:
                 if attempt.first_byte is None and attempt.sent is not None:
                     record.upstream_seconds += self._now() - attempt.sent - (record.client_seconds - uploaded)
-                breaker.ended(attempt.meaning, attempt.retry_after, self._now())
+                left = attempt.meaning is outcome.CANCELLED and record.first_byte is not None
+                breaker.ended(outcome.OK if left else attempt.meaning, attempt.retry_after, self._now())
                 admission.settle(record.estimate or record.usage)
 
     def _headers(self, call: Call, target: Target, record: Record, attempt: Attempt) -> Mapping[str, str]:

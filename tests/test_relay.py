@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core import asked
+from proxy.core import asked, breaker
 from proxy.core.asked import Asked
 from proxy.core.concurrency import Gradient
 from proxy.core.gate import Gate, Priority
@@ -1078,6 +1078,20 @@ async def test_what_a_client_left_behind_is_not_blamed_on_the_upstream():
     assert (record.outcome, record.error_type, record.attempts[0].meaning) == (Outcome.CANCELLED, "", CANCELLED)
     assert (record.upstream_seconds, record.chunks, record.first_token) == (2.0, 1, START)
     check_the_account_of(record)
+
+
+@in_virtual_time
+async def test_an_upstream_whose_answer_has_begun_is_well_whether_or_not_its_client_stays():
+    world = World(a=[MONEY, streams(EVENTS[0], 9.0, EVENTS[2]), answers()])
+    await world.ask(Sink())
+    assert world.relay.breakers["a"].state(world.now()).value == "shut"
+    await asyncio.sleep(breaker.SHUT_SECONDS)
+    probe = asyncio.create_task(world.ask(Sink(), stream=True))
+    await asyncio.sleep(2.0)
+    probe.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probe
+    assert world.relay.breakers["a"].state(world.now()).value == "closed"
 
 
 @pytest.mark.parametrize("gone_at", range(1, 6))
