@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,13 +52,30 @@ async def test_an_empty_input_is_told(tmp_path: Path, content: bytes) -> None:
 async def test_a_file_that_is_too_large_is_refused_and_nothing_of_it_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "INPUT_BYTES_MAX", 3 << 20)  # for the 200 MB that take a minute on a busy machine
+    monkeypatch.setattr(files, "INPUT_BYTES_MAX", 3 << 20)
     async with through(tmp_path) as (_, client, _):
         assert (await upload(client, b"x" * (3 << 20))).startswith("file-")
         with pytest.raises(openai.APIStatusError, match="larger than 3 MB") as refused:
             await upload(client, b"x" * ((3 << 20) + 1))
         assert refused.value.status_code == 413
         assert [entry.stat().st_size for entry in (tmp_path / "files").iterdir()] == [3 << 20]
+
+
+async def test_a_file_of_200_mb_and_a_byte_is_refused(tmp_path: Path) -> None:
+    head = A_PURPOSE + b"batch\r\n" + A_FILE.removesuffix(b"x")
+    size = rules.INPUT_BYTES_MAX + 1
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield head
+        for _ in range(200):
+            yield b"x" * (1 << 20)
+        yield b"x" + END
+
+    told = {"content-type": FORM, "content-length": str(len(head) + size + len(END))}
+    async with through(tmp_path) as (house, _, _):
+        async with house.http.post(f"{house.base_url}/files", data=parts(), headers=told) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (413, "request_too_large")
+        assert spooled(tmp_path) == []
 
 
 def spooled(state: Path) -> list[Path]:
