@@ -132,7 +132,7 @@ class Gateway:
     async def __aenter__(self) -> Gateway:
         server = self.plan.settings.server
         patience = Patience(server.idle_seconds, server.read_seconds, server.body_bytes_per_second)
-        edge = Server(self._edge, patience)
+        edge = Server(self._edge, patience, server.max_connections or _most_connections())
         controls = admin.Controls(
             lambda: not self._edge.draining, self._admin_key, self.reload, self._report, self._observe, self._look
         )
@@ -356,6 +356,12 @@ class Gateway:
 def _tls(server: config.Server) -> ssl.SSLContext | None:
     said = server.tls
     return None if said is None else tls.for_clients(said.cert_file, said.key_file, said.client_ca_file)
+
+
+def _most_connections() -> int:
+    """Half of the files that may be open: a call in flight has another connection, to its upstream."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) // 2
 
 
 def _fixed(section: object) -> object:

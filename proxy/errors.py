@@ -19,6 +19,7 @@ GatewayError
 ├── QueueFull             429  too many wait already; come back after `retry_after`
 ├── QueueTimeout          503  no place before the deadline
 ├── BodiesFull            503  no room in memory for its body
+├── TooManyConnections    503  clients have as many as they may; this one ends
 ├── Draining              503  this process is stopping; another one will answer
 ├── StateOff              503  this gateway keeps no state, so it has no files and batches
 ├── StateUnavailable      503  nothing can be written now: no room, or another process holds the file
@@ -186,6 +187,12 @@ class QueueTimeout(GatewayError):
 class BodiesFull(GatewayError):
     status, default_code, word = 503, "bodies_full", "overloaded"
     should_retry: bool | None = True
+
+
+class TooManyConnections(GatewayError):
+    status, default_code, word = 503, "too_many_connections", "overloaded"
+    should_retry: bool | None = True
+    closes = True
 
 
 class Draining(GatewayError):

@@ -7,6 +7,7 @@
 3. A body that is waited for brings `bytes_per_second` over every `read_seconds`, except while we do not read it.
 4. What frames a chunked body is no more than its chunks need.
 5. One timer at most for a connection, and none for a request that comes in one piece.
+6. Clients have no more connections than leave descriptors for those to upstreams; one more is told so and closed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import msgspec
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
@@ -26,7 +28,9 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import _ErrInfo
 
 from proxy.api import refusals
-from proxy.errors import GatewayError, HeadersTooLarge, Malformed, TooSlow
+from proxy.errors import GatewayError, HeadersTooLarge, Malformed, TooManyConnections, TooSlow
+
+log = logging.getLogger("penstock.connections")
 
 FRAMING_BYTES = 16 << 10  # of a chunked body, besides what chunks of one byte need: extensions and trailers
 FRAMING_PER_BYTE = 16
@@ -37,6 +41,12 @@ SOCKET_OPTIONS = {
     for name, value in (("TCP_NOTSENT_LOWAT", 1 << 16), ("TCP_USER_TIMEOUT", 120_000))
     if hasattr(socket, name)
 }
+_TOO_MANY = msgspec.json.encode(TooManyConnections("there are too many connections; ask again soon").as_dict())
+TURNED_AWAY = (  # no request has come that could be answered, or counted
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\nx-should-retry: true\r\n"
+    b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(_TOO_MANY), _TOO_MANY)
+)
+TOLD_SECONDS = 60.0  # between two lines in the log that say so
 ENDING = b"\0"  # a byte that no head may hold: given to the parser, it ends one
 
 
@@ -76,14 +86,39 @@ server_logger.addFilter(_Discreet())
 
 
 class Server(web.Server):
-    """aiohttp's, with connections of ours."""
+    """aiohttp's, with connections of ours.
 
-    def __init__(self, handler: Handler, patience: Patience) -> None:
+    Args:
+        most: connections at once.
+    """
+
+    def __init__(self, handler: Handler, patience: Patience, most: int) -> None:
         super().__init__(handler, handler_cancellation=True)  # else a handler runs on after its client has left
-        self._handler, self._patience = handler, patience
+        self._handler, self._patience, self._most = handler, patience, most
+        self._open = 0
+        self._told_at = -TOLD_SECONDS
 
     def __call__(self) -> Connection:
         return Connection(self, self._handler, self._patience)
+
+    def came(self, transport: asyncio.Transport) -> None:
+        """A client has connected; where there are too many, it is turned away."""
+        self._open += 1
+        if self._open > self._most:
+            transport.write(TURNED_AWAY)
+            transport.close()
+            self._tell()
+
+    def left(self) -> None:
+        self._open -= 1
+
+    def _tell(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= TOLD_SECONDS:
+            self._told_at = now
+            log.warning(
+                "clients are turned away: they have %d connections, which is server.max_connections", self._most
+            )
 
 
 class Connection(web.RequestHandler):
@@ -91,7 +126,7 @@ class Connection(web.RequestHandler):
     A subclass of what the library lets one subclass; what it keeps of its own has names with two underscores.
     """
 
-    def __init__(self, server: web.Server, handler: Handler, patience: Patience) -> None:
+    def __init__(self, server: Server, handler: Handler, patience: Patience) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -102,7 +137,7 @@ class Connection(web.RequestHandler):
             max_field_size=refusals.LINE_BYTES,
             max_headers=refusals.HEADERS,
         )
-        self.__handler, self.__patience = handler, patience
+        self.__server, self.__handler, self.__patience = server, handler, patience
         self.__wrong: GatewayError | None = None
         self.__timer: asyncio.TimerHandle | None = None
         self.__in_head = False
@@ -118,6 +153,7 @@ class Connection(web.RequestHandler):
         line = transport.get_extra_info("socket")
         for option, value in SOCKET_OPTIONS.items():
             line.setsockopt(socket.IPPROTO_TCP, option, value)
+        self.__server.came(cast(asyncio.Transport, transport))
 
     def data_received(self, data: bytes) -> None:
         if self._payload_parser is not None or self._upgraded:  # frames of a WebSocket
@@ -209,6 +245,7 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.__rest()
+        self.__server.left()
         super().connection_lost(exc)
 
     # ── what is no request ──

@@ -229,6 +229,9 @@ class Server(_Part):
     bodies_bytes: Count = 512 * 1024 * 1024
     """Bytes of memory for the bodies of all requests in flight. Beyond it one of more than 64 KiB waits, unread, and is
     refused with 503 at its deadline; room for the largest body there is always."""
+    max_connections: Count | None = None
+    """Most connections that clients have at once; one more is told so and closed. Half of the files that the process
+    may open where none is given: a call needs another one, to its upstream."""
     tls: Tls | None = None
     """What secures the endpoints for clients; they speak plain HTTP without it."""
     idle_seconds: Seconds = 75.0

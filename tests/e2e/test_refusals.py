@@ -411,3 +411,27 @@ async def test_a_client_of_http_1_0_is_answered_without_chunks(
             assert json.loads(await line.reader.readexactly(int(line.headers["content-length"]))) == ECHO
             if not keep:
                 assert await line.until_closed() == b""
+
+
+# ── too many connections ──
+
+
+async def test_beyond_their_number_connections_are_told_so_and_closed(
+    upstream: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(port=0, admin_port=0, max_connections=2)
+    async with serving(settings(at(upstream.base_url), server=server)) as house:
+        async with wire(house.port) as first, wire(house.port) as second:
+            for line in (first, second):
+                line.send(request())
+                assert (await line.answer()).status == 200
+            for _ in range(2):
+                async with wire(house.port) as third:
+                    told = await third.answer()
+                    assert (told.status, told.error["code"]) == (503, "too_many_connections")
+                    assert (told.headers["x-should-retry"], await third.reader.read()) == ("true", b"")
+            first.send(request())
+            assert (await first.answer()).status == 200
+        assert (await house.ask()).status == 200
+    said = [record.getMessage() for record in caplog.records if record.name == "penstock.connections"]
+    assert said == ["clients are turned away: they have 2 connections, which is server.max_connections"]
