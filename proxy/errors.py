@@ -141,7 +141,7 @@ class NotFound(GatewayError):
     @classmethod
     def of(cls, thing: str) -> NotFound:
         """For what no upstream has, and in the same words for what is another caller's."""
-        return cls(f"there is no `{thing[:100]}` here")
+        return cls(f"there is no `{thing[:100]}` here, or not what was asked of it")
 
 
 class WrongState(GatewayError):

@@ -16,6 +16,7 @@ from proxy.api.edge import NOWHERE, Endpoint, Handler, Visit
 from proxy.api.stored import STORES, Stored
 from proxy.api.uploads import Upload
 from proxy.core.headers import PASSED_UPSTREAM
+from proxy.core.outcome import Outcome
 from proxy.errors import InvalidRequest, UnknownPath
 from proxy.plan import Route
 from proxy.relay import Runs, Sink
@@ -103,6 +104,8 @@ async def pass_on(
     )
     try:
         await relay.run(asked, sink, record)
+        if seeks and record.outcome is Outcome.OK:
+            stored.note(seeks, record.upstream, None)
     finally:
         if request.method == "POST" and visit.path.partition("?")[0] in STORES:
             stored.made(visit)

@@ -41,7 +41,7 @@ STORES = frozenset(
 _NO_THINGS = ("characters", "compact", "edits", "extensions", "input_tokens", "runs")  # that stand where ids do
 _THING = re.compile(rf"(?:{'|'.join(STORES)})/(?!(?:{'|'.join(_NO_THINGS)})(?:[/?]|$))([^/?]+)")
 
-Home = tuple[str, str]  # the upstream that keeps a thing, and the alias of the caller whose it is
+Home = tuple[str, str | None]  # the upstream that keeps a thing, and the alias of its caller; None: nobody knows whose
 
 
 class Stored:
@@ -50,8 +50,8 @@ class Stored:
     def __init__(self) -> None:
         self._homes: OrderedDict[str, Home] = OrderedDict()
 
-    def note(self, thing: str, upstream: str, owner: str) -> None:
-        """A thing was made. What has a home already keeps it."""
+    def note(self, thing: str, upstream: str, owner: str | None) -> None:
+        """A thing was made, or found. What has a home already keeps it."""
         self._homes.setdefault(thing, (upstream, owner))
         if len(self._homes) > NOTED:
             self._homes.popitem(last=False)
@@ -65,7 +65,7 @@ class Stored:
     def is_foreign(self, thing: str, caller: str) -> bool:
         """Whether it is known to be another caller's."""
         home = self._homes.get(thing)
-        return home is not None and home[1] != caller
+        return home is not None and home[1] not in (None, caller)
 
     def at(self, visit: Visit, route: Route, *, is_named: bool, is_bare: bool) -> tuple[Route, str]:
         """Where the thing is that a request's path names.
@@ -124,11 +124,10 @@ class Stored:
         home = self._homes.get(thing)
         if home is None or home[0] not in visit.plan.upstreams:
             return None
-        upstream, owner = home
-        if owner != visit.record.caller:
+        if self.is_foreign(thing, visit.record.caller):
             raise NotFound.of(thing)
         self._homes.move_to_end(thing)
-        return upstream
+        return home[0]
 
 
 def _sought(visit: Visit, thing: str, route: Route) -> str:
