@@ -43,6 +43,8 @@ from proxy.core.window import Slot
 COLD_CALLS = 8  # sent to an upstream of which nothing is known
 COLD_RATE = 40.0  # of more than these, per second at most, so that few are on their way to a sudden wall ...
 COLD_SHARE = 0.25  # ... or this much of what was answered, per second
+UNSURE = 2.0  # times the tokens that a call is likely to be charged
+UNBOUNDED = 2048.0  # tokens of an answer that has no bound
 CEILING_SECONDS = 6.0  # the burst of a configured rate: 500 a minute let 50 go at once
 SILENCE_MAX = 60.0  # seconds; the longest silence towards an upstream that did not ask for it
 WORD_MAX = 60.0  # seconds; a retry-after beyond is believed only for limits whose window is longer
@@ -200,6 +202,7 @@ class Learner:
         self._held_until = -inf
         self._cold: float | None = COLD_CALLS  # calls that may be unanswered; None: no longer bounded so
         self._growth = 0.0  # answers that may each let one more out
+        self._fitting = 0.0  # calls that may be unanswered because headers tell of room for them
         self._cold_pace = Bucket(COLD_RATE, COLD_CALLS, 0.0 if now is None else now)
         self._unanswered = 0
         self._answered = 0
@@ -292,6 +295,7 @@ class Learner:
                 self._cold = None
             elif self._growth >= 1.0:
                 self._growth, self._cold = self._growth - 1.0, self._cold + 1.0
+            self._fitting = self._unanswered + self._room(reservation.size, now)
             self._cold_pace.change(max(COLD_RATE, COLD_SHARE * self._answered), COLD_CALLS, now)
             return True
         return bool(readings) or reservation.overdue
@@ -445,7 +449,8 @@ class Learner:
     def _learned_wait(self, size: Size, now: float) -> float:
         seconds = 0.0
         if self._cold is not None and self._unanswered >= COLD_CALLS:
-            seconds = ASK_AGAIN if self._unanswered >= self._cold else self._cold_pace.wait(1.0, now)
+            full = self._unanswered >= max(self._cold, self._fitting)
+            seconds = ASK_AGAIN if full else self._cold_pace.wait(1.0, now)
         for told in self._told.values():
             if (wait := told.mirror.wait(size.features, now)) > seconds:
                 seconds = wait
@@ -517,6 +522,15 @@ class Learner:
         told = self._told.values()
         short = {each.kind for each in told if each.mirror.window <= SHORT}
         return bool(told) and all(each.kind in short and each.mirror.is_sure(x) for each in told)
+
+    def _room(self, size: Size, now: float) -> float:
+        """More calls like this one for which headers tell room, were each charged more than any is likely to be."""
+        output = UNBOUNDED if size.max_tokens is None else size.max_tokens
+        tokens = UNSURE * (UNSURE * size.input_tokens + output)
+        short = [told for told in self._told.values() if told.mirror.window <= SHORT]
+        return min(
+            (told.mirror.level(now) / (1.0 if told.kind is Kind.REQUESTS else tokens) for told in short), default=0.0
+        )
 
     def _explaining(
         self, reason: Reason, reservation: Reservation, remaining: Mapping[str, float | None], now: float

@@ -123,6 +123,19 @@ def test_a_limit_of_the_day_alone_does_not_end_it():  # rule 4: Groq tells no re
     assert len(send_all(learner, 1.0)) < 20
 
 
+def test_while_it_is_not_known_what_a_call_is_charged_it_may_be_charged_much():  # rule 4
+    for limit, least, most in ((1e8, 100, 107), (100_000.0, 30, 50), (3_000.0, 0, 8)):
+        learner, now = Learner(now=0.0), 1.0
+        first, *rest = send_all(learner, 0.0, Size(input_tokens=100.0, max_tokens=1000))
+        learner.answered(first, told(limit, limit - 1200, kind=Kind.TOKENS), now)
+        assert learner.snapshot(now).cold_calls is not None
+        more = 0
+        for _ in range(100):  # 40 a second, for fear of a sudden wall
+            now += 0.025
+            more += len(send_all(learner, now, Size(input_tokens=100.0, max_tokens=1000), most=1))
+        assert least <= len(rest) + more <= most
+
+
 def test_what_is_not_used_does_not_grow():
     learner = Learner(now=0.0)
     for second in range(200):
