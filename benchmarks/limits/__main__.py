@@ -23,13 +23,13 @@ from benchmarks.limits.targets import ROWS, Work, done
 SEEDS = 5
 
 
-def all_done(works: Sequence[Work], jobs: int) -> dict[Work, tuple[Any, float]]:
-    """Do them in so many processes. Whatever their order, what comes of them is the same.
+def all_done(works: Sequence[Work], jobs: int) -> dict[Work, Any]:
+    """What came of each. They are done in so many processes. Whatever their order, what comes of them is the same.
 
     Raises:
         KeyboardInterrupt: what ran has ended by then.
     """
-    found: dict[Work, tuple[Any, float]] = {}
+    found: dict[Work, Any] = {}
     # An interrupt ends the workers at once; this process hears of it, too, and tells it.
     with ProcessPoolExecutor(jobs, get_context("spawn"), signal, (SIGINT, SIG_DFL)) as pool:
         try:
@@ -66,9 +66,9 @@ def main() -> int:
     lines, missed = [], False
     for number in numbers:
         row = ROWS[number]
-        result = row.judge([found[work][0] for work in runs[number]])
+        result = row.judge([found[work] for work in runs[number]])
         met, missed = {True: "met", False: "MISSED", None: "-"}[result.met], missed or result.met is False
-        texts = [found[work][0] for work in others[number]] or [""] * len(baselines)
+        texts = [found[work] for work in others[number]] or [""] * len(baselines)
         lines.append((row.number, row.what, row.target, result.text, met, *texts))
     show(("", "what", "target", "Penstock", "", *baselines), lines, markdown=chosen.markdown)
     spent = sum(used.ru_utime + used.ru_stime for used in (getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)))

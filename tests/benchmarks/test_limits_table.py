@@ -12,6 +12,7 @@ import pytest
 from benchmarks.limits import stories
 from benchmarks.limits.__main__ import all_done
 from benchmarks.limits.rows import Load, saturation
+from benchmarks.limits.table import show
 from benchmarks.limits.targets import ROWS, Work, done
 from proxy.simulator.profile import Profile, Style
 
@@ -56,7 +57,7 @@ def test_the_baselines_run_on_the_same_provider():
 def test_runs_in_other_processes_are_the_same_runs():
     short = [number for number, row in enumerate(ROWS) if row.number in ("T0", "T13")]
     works = [Work(number, seed) for number in short for seed in range(2)] + [Work(short[0], 0, "AIMD")]
-    assert {work: told for work, (told, _) in all_done(works, 2).items()} == {work: done(work)[0] for work in works}
+    assert all_done(works, 2) == {work: done(work) for work in works}
 
 
 def test_an_interrupt_ends_all_processes_and_is_no_crash():
@@ -67,3 +68,8 @@ def test_an_interrupt_ends_all_processes_and_is_no_crash():
         os.killpg(run.pid, signal.SIGINT)
         assert run.stderr.read().endswith("interrupted\n")  # to the end: no process holds it any more
         assert run.wait() == 130
+
+
+def test_a_table_can_be_put_into_the_documentation(capsys):
+    show(("row", "used"), [("T1", "99 %"), ("T2", "98 %")], markdown=True)
+    assert capsys.readouterr().out == "| row | used |\n| --- | --- |\n| T1 | 99 % |\n| T2 | 98 % |\n"
