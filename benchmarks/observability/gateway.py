@@ -1,7 +1,6 @@
 """The gateway to be measured, in a process of its own: `python -m ... on|off PORT ADMIN_PORT PROVIDER_PORT`.
 
-Off, the record that the relay writes to is all that is left: no ids, no numbers, no spans, no log, no notes of
-connections, no Server-Timing.
+Off, the record that the relay writes to is all that is left: no ids, no numbers, no spans, no log, no Server-Timing.
 """
 
 from __future__ import annotations
@@ -12,13 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import uvloop
-from aiohttp import TCPConnector
 
 from proxy import app
 from proxy.api import answering
 from proxy.config import Model, Price, Secret, Server, Settings, Upstream
 from proxy.telemetry import Attempt, Record, Telemetry
-from proxy.upstreams import http
 
 KEY = "sk-benchmark-0123456789"
 
@@ -54,7 +51,6 @@ class _Bare:
 def silence() -> None:
     """Switch everything off that can be switched off from outside; the product has no such switch."""
     app.Telemetry = Silent  # type: ignore[misc]
-    http._Connector = lambda *_, **settings: TCPConnector(**settings)  # type: ignore[assignment,misc]
     answering.server_timing = lambda record, now: ""
 
 
