@@ -223,7 +223,7 @@ async def test_what_an_unforeseen_error_says_is_told_to_nobody(tmp_path, logged)
         Streams(0, 60),
         asyncio.get_running_loop().time,
     )
-    runner = web.ServerRunner(connections.Server(edge, Patience()))
+    runner = web.ServerRunner(connections.Server(edge, Patience(), most=10))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
