@@ -13,6 +13,20 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("penstock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
+LONG = ("ui", "test_half_open.py", "grafana", "examples", "bulk", "benchmarks")  # files that take long, in tests/
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: a worker takes whole files, and one that begins last is waited for by all others."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        top = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        return LONG.index(top) if top in LONG else len(LONG)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_data_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
