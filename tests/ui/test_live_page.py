@@ -418,7 +418,7 @@ async def kept(page: Page) -> tuple[int, int]:
 
 async def test_an_hour_of_snapshots_leaves_the_pages_memory_flat(browser: str) -> None:
     async with gateway(LIVELY, limits=Limits(), pipelines={"digest": DIGEST}) as house, looking(browser, house) as page:
-        await load(house, 60)
+        await load(house, 12)
         said = await snapshot_of(house)
         minutes = f"""import('/ui/page.js').then((page) => {{
           const said = (window.said ??= {json.dumps(said)});
