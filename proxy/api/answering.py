@@ -263,5 +263,48 @@ class HttpAnswer:
         return _event(self._encoded(error, type="error"))
 
 
+class Held:
+    """The relay's sink for an answer that is to be changed as a whole: held until it is there, if `holds` says so; any
+    other passes as it comes.
+
+    Attributes:
+        answer: where it goes.
+    """
+
+    def __init__(self, answer: HttpAnswer) -> None:
+        self.answer = answer
+        self._status, self._headers = 0, dict[str, str]()
+        self._body: bytearray | None = None
+
+    def holds(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether this answer is one of those."""
+        raise NotImplementedError
+
+    async def give(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Answer with what becomes of it."""
+        raise NotImplementedError
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        if self.holds(status, headers):
+            self._status, self._headers, self._body = status, dict(headers), bytearray()
+        else:
+            await self.answer.start(status, headers)
+
+    async def write(self, chunk: bytes) -> None:
+        if self._body is None:
+            await self.answer.write(chunk)
+        else:
+            self._body += chunk
+
+    async def finish(self) -> None:
+        if self._body is None:
+            await self.answer.finish()
+        else:
+            await self.give(self._status, self._headers, bytes(self._body))
+
+    async def fail(self, error: GatewayError) -> None:
+        await self.answer.refuse(error)
+
+
 def _event(data: bytes) -> bytes:
     return b"event: error\ndata: " + data + b"\n\n"

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
 from proxy.api import message_batches, models, passthrough
-from proxy.api.answering import HttpAnswer
+from proxy.api.answering import Held
 from proxy.api.calling import creating
 from proxy.api.dialects import ANTHROPIC
 from proxy.api.edge import Endpoint, Visit
 from proxy.api.stored import Stored
 from proxy.batches import Batches
-from proxy.errors import GatewayError, InvalidRequest
+from proxy.errors import InvalidRequest
 from proxy.plan import Plan
 from proxy.relay import Runs
 from proxy.telemetry import Telemetry
@@ -34,39 +34,21 @@ def endpoints(relay: Runs, stored: Stored, batches: Batches, telemetry: Telemetr
     }
 
 
-class _Readdressed:
+class _Readdressed(Held):
     """The relay's sink for what tells of message batches: their results are to be fetched here.
 
     The address of the results names the provider's host. A client that followed it would go past the gateway, and show
     its key there. So it becomes a path, which Anthropic's SDKs put behind their base_url; all else passes as it came.
     """
 
-    def __init__(self, answer: HttpAnswer) -> None:
-        self._answer = answer
-        self._status, self._headers = 0, dict[str, str]()
-        self._held: bytearray | None = None
+    def holds(self, status: int, headers: Mapping[str, str]) -> bool:
+        return headers.get("content-type", "").startswith("application/json")
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        if headers.get("content-type", "").startswith("application/json"):
-            self._status, self._headers, self._held = status, dict(headers), bytearray()
-        else:
-            await self._answer.start(status, headers)
-
-    async def write(self, chunk: bytes) -> None:
-        if self._held is None:
-            await self._answer.write(chunk)
-        else:
-            self._held += chunk
-
-    async def finish(self) -> None:
-        if self._held is not None:
-            body = _RESULTS_URL.sub(rb"\1/v1\2", bytes(self._held))
-            await self._answer.start(self._status, self._headers | {"content-length": str(len(body))})
-            await self._answer.write(body)
-        await self._answer.finish()
-
-    async def fail(self, error: GatewayError) -> None:
-        await self._answer.refuse(error)
+    async def give(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        body = _RESULTS_URL.sub(rb"\1/v1\2", body)
+        await self.answer.start(status, {**headers, "content-length": str(len(body))})
+        await self.answer.write(body)
+        await self.answer.finish()
 
 
 def _listed(visit: Visit, names: Sequence[str]) -> dict[str, object]:

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 
 from proxy.api import passthrough, uploads
+from proxy.api.answering import Held
 from proxy.api.dialects import OPENAI
 from proxy.api.edge import Endpoint, Visit
 from proxy.api.stored import Stored
@@ -23,7 +24,7 @@ from proxy.batches import Arrival, Batches, Page
 from proxy.core.batch import INPUT_BYTES_MAX, File
 from proxy.core.multipart import Field
 from proxy.core.outcome import Outcome
-from proxy.errors import BodyTooLarge, GatewayError, InvalidRequest, NotFound, StateOff, UnknownPath
+from proxy.errors import BodyTooLarge, InvalidRequest, NotFound, StateOff, UnknownPath
 from proxy.plan import Route
 from proxy.relay import Runs
 
@@ -147,7 +148,7 @@ class _Id(msgspec.Struct):
     id: str = ""
 
 
-class _Joined:
+class _Joined(Held):
     """The relay's sink for a list of files: what the upstream lists comes behind our own, without what is known to be
     another caller's. What is no list passes as it came; an upstream that knows no such endpoint has no files.
 
@@ -160,38 +161,22 @@ class _Joined:
     def __init__(
         self, visit: Visit, own: list[dict[str, object]], limit: int, stored: Stored, off: StateOff | None
     ) -> None:
-        self._answer, self._record = visit.answer, visit.record
+        super().__init__(visit.answer)
+        self._record = visit.record
         self._own, self._limit, self._stored, self._off = own, limit, stored, off
-        self._headers = dict[str, str]()
-        self._held: bytearray | None = None
-        self._is_list = False
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        if status == 200 or status in WITHOUT_FILES:
-            self._is_list, self._headers, self._held = status == 200, dict(headers), bytearray()
-        else:
-            await self._answer.start(status, headers)
+    def holds(self, status: int, headers: Mapping[str, str]) -> bool:
+        return status == 200 or status in WITHOUT_FILES
 
-    async def write(self, chunk: bytes) -> None:
-        if self._held is None:
-            await self._answer.write(chunk)
-        else:
-            self._held += chunk
-
-    async def finish(self) -> None:
-        if self._held is None:
-            await self._answer.finish()
-        elif self._is_list:
-            await self._answer.give(200, self._joined(bytes(self._held)), self._headers)
+    async def give(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        if status == 200:
+            await self.answer.give(200, self._joined(body), dict(headers))
         elif self._off is not None:
             raise self._off
         else:
             record = self._record
             record.outcome, record.error_type, record.error_source = Outcome.OK, "", ""
-            await self._answer.give(200, self._told([], [], has_more=False), {"content-type": "application/json"})
-
-    async def fail(self, error: GatewayError) -> None:
-        await self._answer.refuse(error)
+            await self.answer.give(200, self._told([], [], has_more=False), {"content-type": "application/json"})
 
     def _joined(self, told: bytes) -> bytes:
         try:
